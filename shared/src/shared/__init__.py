@@ -1,0 +1,1 @@
+"""Machinery under the packages: data sets, token shards, trainer, checkpoints, profiling."""
