@@ -1,0 +1,48 @@
+"""Learning-rate schedules: pure functions of the step, so a resumed run needs no schedule state."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+ScheduleName = Literal["cosine", "wsd", "linear", "constant"]
+Schedule = Callable[[int], float]
+
+
+def make_schedule(
+    name: ScheduleName,
+    *,
+    max_steps: int,
+    warmup_steps: int = 0,
+    final_fraction: float = 0.0,
+    decay_fraction: float = 0.4,
+) -> Schedule:
+    """Return the function step -> factor in (0, 1] that multiplies the peak learning rate.
+
+    Step 0 is the first update. All four rise linearly over `warmup_steps` (step 0 is not zero: an
+    update of size zero would be wasted). Then:
+
+    - `cosine` falls along half a cosine to `final_fraction` (Loshchilov & Hutter, 2017, eq. 5);
+    - `linear` falls on a straight line to `final_fraction`;
+    - `wsd`, warmup-stable-decay, stays at 1 and falls on a straight line over the last
+      `decay_fraction` of the run (Hu et al., 2024, sec. 4: MiniCPM);
+    - `constant` stays at 1.
+
+    >>> linear = make_schedule("linear", max_steps=4)
+    >>> [linear(step) for step in range(5)]
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    decay_start = warmup_steps
+    if name == "wsd":
+        decay_start = max(warmup_steps, round(max_steps * (1 - decay_fraction)))
+    decay_steps = max(1, max_steps - decay_start)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        progress = min(1.0, max(0.0, (step - decay_start) / decay_steps))
+        if name == "constant":
+            return 1.0
+        shape = 0.5 * (1 + math.cos(math.pi * progress)) if name == "cosine" else 1 - progress
+        return final_fraction + (1 - final_fraction) * shape
+
+    return factor
