@@ -108,6 +108,18 @@ def test_resuming_drops_later_records_and_keeps_the_rest_to_the_byte(tmp_path: P
     assert path.read_bytes() == b"".join(kept) + b'{"step": 3, "kind": "train"}\n'
 
 
+def test_resuming_drops_what_is_made_again_at_the_step_itself(tmp_path: Path) -> None:
+    """An evaluation that no checkpoint remembers is logged once, not twice."""
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    sink.log(1, {"val_loss": 3.0}, kind="val")
+    sink.log(2, {"loss": 2.0})
+    sink.log(2, {"val_loss": 2.5}, kind="val")
+    sink.truncate_after(2, remade=("val",))
+    sink.close()
+    kept = [(record["step"], record["kind"]) for record in read_metrics(sink.path)]
+    assert kept == [(1, "val"), (2, "train")]
+
+
 def test_resuming_at_the_last_record_does_not_rewrite_the_file(tmp_path: Path) -> None:
     """Nothing to drop means no new file."""
     path = tmp_path / "metrics.jsonl"

@@ -18,7 +18,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
@@ -95,13 +95,18 @@ class JsonLines:
             line = json.dumps({name: _jsonable(value) for name, value in record.items()})
         self._append(line.encode() + b"\n")
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, remade: Collection[str] = ()) -> None:
         """Drop the records later than `step`, as a resumed run makes them again.
 
-        Every other line stays as it is to the byte. Raises `ArtefactError` for a line that is no
+        Those of the kinds `remade` are dropped at `step` itself too. Every other line stays as it is to the byte. Raises `ArtefactError` for a line that is no
         record of ours.
         """
-        kept = [line for line, record in _lines(self.path) if record["step"] <= step]
+        kept = [
+            line
+            for line, record in _lines(self.path)
+            if record["step"] < step
+            or (record["step"] == step and record.get("kind") not in remade)
+        ]
         content = b"".join(line + b"\n" for line in kept)
         if len(content) != self.path.stat().st_size:
             self._file.close()

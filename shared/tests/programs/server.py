@@ -11,8 +11,9 @@ import os
 import sys
 from typing import Any
 
-import demo
+import demo  # type: ignore[import-not-found]  # Python puts this folder on its path
 import matplotlib.pyplot  # noqa: F401 - imported here once, for all children
+import torch._dynamo  # the first optimizer imports it, which takes a second
 import torch.utils.tensorboard  # noqa: F401
 from tensorboard.compat.proto import summary_pb2  # noqa: F401
 
