@@ -98,8 +98,8 @@ class JsonLines:
     def truncate_after(self, step: int, remade: Collection[str] = ()) -> None:
         """Drop the records later than `step`, as a resumed run makes them again.
 
-        Those of the kinds `remade` are dropped at `step` itself too. Every other line stays as it is to the byte. Raises `ArtefactError` for a line that is no
-        record of ours.
+        Those of the kinds `remade` are dropped at `step` itself too. Every other line stays as it
+        is to the byte. Raises `ArtefactError` for a line that is no record of ours.
         """
         kept = [
             line
