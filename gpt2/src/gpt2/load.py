@@ -1,0 +1,82 @@
+"""Find a trained model with its tokenizer: what `generate` and `evaluate` start with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from gpt2 import pretrained
+from gpt2.data import END_OF_TEXT, TOKENIZER
+from gpt2.model import GPT, GPTConfig
+from minbpe import RegexTokenizer
+from shared.checkpoint import open_checkpoint
+from shared.errors import ArtefactError, UsageError
+
+
+class Tokenizer(Protocol):
+    """What generation and evaluation need of a tokenizer."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The ids of tokens that text never turns into."""
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Return the ids of a text; special tokens in it are text."""
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the bytes of ids, which may begin or end inside a character."""
+
+
+def start_token(tokenizer: Tokenizer) -> int:
+    """Return what stands before a text: <|endoftext|>, or a line break where there is none."""
+    special = tokenizer.special_tokens.get(END_OF_TEXT)
+    return tokenizer.encode_ordinary("\n")[-1] if special is None else special
+
+
+def load(run: Path | None, model: str | None, device: torch.device) -> tuple[GPT, Tokenizer]:
+    """Load what `--run` or `--model` names, of which one must be given."""
+    if (run is None) == (model is None):
+        raise UsageError("name one of --run (a folder of ours) and --model (Hugging Face's format)")
+    found = load_run(run) if run is not None else load_pretrained(str(model))
+    return found[0].to(device), found[1]
+
+
+def load_run(path: Path) -> tuple[GPT, Tokenizer]:
+    """Load the best checkpoint of a run folder (else the newest), or one step's folder.
+
+    The model is in evaluation mode. Raises UsageError when there is none, ArtefactError when it
+    is damaged or tokenizer and model do not fit.
+    """
+    checkpoint = open_checkpoint(path, best=True)
+    values: dict[str, Any] = checkpoint.json().get("model", {})
+    try:
+        config = GPTConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise ArtefactError(f"{checkpoint.path}: not the model of a GPT ({error})") from error
+    model = pretrained.build(config, checkpoint.tensors(), str(checkpoint.path))
+    return model.eval(), _tokenizer(checkpoint.path.parent.parent, config)
+
+
+def load_pretrained(source: str) -> tuple[GPT, Tokenizer]:
+    """Load a folder or hub name in Hugging Face's format, with `tokenizer.model` beside it."""
+    model = GPT.from_pretrained(source)
+    return model, _tokenizer(Path(source), model.config)
+
+
+def _tokenizer(folder: Path, config: GPTConfig) -> Tokenizer:
+    path = folder / TOKENIZER
+    if not path.is_file():
+        raise UsageError(
+            f"{folder}: has no {TOKENIZER}; put the one the model was trained with there"
+        )
+    tokenizer = RegexTokenizer()
+    tokenizer.load(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ArtefactError(
+            f"{path}: has {tokenizer.vocab_size} tokens, the model only {config.vocab_size};"
+            " it belongs to another model"
+        )
+    return tokenizer
