@@ -33,7 +33,7 @@ from shared.metrics import read_metrics
 WORDS = ("the", "king", "and", "queen", "of", "a", "throne", "said", "to", "his", "lord", "blood")
 SIZES = "--vocab-size 280 --block-size 16 --n-layer 1 --n-head 2 --n-embd 16 --batch-size 4"
 EVERY = "--eval-every 20 --checkpoint-every 7 --log-every 1 --dropout 0.1 --sample-tokens 5"
-CPU = "--device cpu --threads 1 --precision fp32"
+OTHERS = "--eval-batch-size 4 --device cpu --threads 1 --precision fp32"
 LONGEST = 40  # steps after which a life is killed at the latest, however fast the machine is
 POINTS = {  # how often each is passed in a life before it kills, at most
     "step": 25,
@@ -133,7 +133,7 @@ class Victim:
 
 def train_command(folder: Path, out: Path, steps: int) -> list[str]:
     """Return the command line of the run."""
-    words = f"{SIZES} {EVERY} --max-steps {steps} {CPU}".split()
+    words = f"{SIZES} {EVERY} --max-steps {steps} {OTHERS}".split()
     names = ["--data", str(folder / "text.txt"), "--out", str(out)]
     return [sys.executable, "-m", "gpt2.train", *names, *words]
 

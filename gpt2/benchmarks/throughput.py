@@ -38,7 +38,7 @@ class Size:
 
 SIZES = {
     # nanoGPT's 10M model (config/train_shakespeare_char.py: 6 x 384, context 256, 65 characters).
-    "10m": Size(GPTConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384), 8, 3),
+    "10m": Size(GPTConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384), 8, 2),
     "124m": Size(dataclasses.replace(PRESETS["gpt2"], block_size=512), 2, 1),
 }
 
@@ -131,7 +131,7 @@ def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=sorted(SIZES), nargs="+", default=sorted(SIZES))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for throughput.json and throughput.txt")
     args = parser.parse_args()

@@ -25,7 +25,7 @@ from gpt2.evaluate import (
 from gpt2.model import GPT
 from minbpe import RegexTokenizer
 from shared.datasets import resolve
-from shared.errors import DataError
+from shared.errors import DataError, UsageError
 
 MakeModel = Callable[..., GPT]
 
@@ -165,6 +165,47 @@ def test_lambada_counts_a_word_that_greedy_decoding_gives(
         False,
     ]
     assert evaluate_lambada(unigram, tokenizer, [{"text": "x a"}])["acc"] == 0.0
+    # A tokenizer that gives the last word the one token that is the likeliest: half are right.
+    cast(Unigram, unigram).logprobs[ord("b")] = 1.0
+    known = cast(RegexTokenizer, SimpleNamespace(encode_ordinary=lambda text: [ord(text[-1])]))
+    rows = [{"text": "x b"}, {"text": "x a"}]
+    assert evaluate_lambada(unigram, known, rows)["acc"] == 0.5
+
+
+def test_hellaswag_divides_by_characters_as_the_harness_does(
+    unigram: GPT, tokenizer: RegexTokenizer
+) -> None:
+    """An é is one character of two bytes; by bytes the second pair would be judged otherwise."""
+    row = {"activity_label": "x", "ctx": "y", "endings": ["ééé", "cdefghij"], "label": "1"}
+    # " ééé" is 7 bytes of 2^-10 each, " cdefghij" 9: -70 / 3 = -23.3 and -90 / 8 = -11.25.
+    assert evaluate_hellaswag(unigram, tokenizer, [row])["acc_norm"] == 1.0
+    row["endings"] = ["ééé", "cdefg"]  # by character -23.3 and -12; by byte -11.7 and -12
+    assert evaluate_hellaswag(unigram, tokenizer, [row])["acc_norm"] == 1.0
+
+
+def test_a_continuation_longer_than_the_model_is_scored_by_its_end(make_model: MakeModel) -> None:
+    """Only the last block_size tokens count, as if the ones before were context."""
+    model = make_model()
+    size = model.config.block_size
+    ids = [(7 * i) % model.config.vocab_size for i in range(size + 9)]
+    [(long, _)] = score(model, [([1, 2], ids)])
+    [(end, _)] = score(model, [(ids[:9], ids[9:])])
+    assert long == pytest.approx(end)
+    with pytest.raises(DataError, match="both must have one"):
+        score(model, [([1], [])])
+
+
+def test_the_part_to_measure_is_one_the_model_has_not_seen(tmp_path: Path) -> None:
+    """The run's own text by its validation part, another text as a whole, a named part as named."""
+    file = tmp_path / "text.txt"
+    file.write_text("0123456789" * 10)
+    dataset = resolve(file)
+    held_out = "0123456789"
+    assert program.choose_text(dataset, None, dataset.sha256) == ("validation", held_out)
+    assert program.choose_text(dataset, None, "another") == ("all", "0123456789" * 10)
+    assert program.choose_text(dataset, "train", None) == ("train", "0123456789" * 9)
+    with pytest.raises(UsageError, match="no part 'test'"):
+        program.choose_text(dataset, "test", None)
 
 
 def test_hellaswag_text_is_cleaned_as_the_harness_does() -> None:

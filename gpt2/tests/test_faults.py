@@ -39,9 +39,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STEPS = 24
 VOCAB = 280
 SHAPE = ("--vocab-size", VOCAB, "--block-size", 16, "--n-layer", 1, "--n-head", 2, "--n-embd", 16)
-EVERY = ("--eval-every", 8, "--checkpoint-every", 6, "--log-every", 1, "--sample-tokens", 5)
+EVERY = ("--eval-every", 8, "--checkpoint-every", 6, "--log-every", 1, "--eval-batch-size", 4)
 CPU = ("--device", "cpu", "--threads", 1, "--precision", "fp32")
-TINY = (*SHAPE, *EVERY, *CPU, "--max-steps", STEPS)
+TINY = (*SHAPE, *EVERY, *CPU, "--max-steps", STEPS, "--sample-tokens", 5)
 ONE = (*TINY, "--batch-size", 4, "--dropout", 0.1)  # dropout: the random state matters too
 TWO = (*TINY, "--batch-size", 2, "--dropout", 0)
 TIMED = {"step_ms", "tok_per_sec", "mfu"}
@@ -521,22 +521,24 @@ def test_case_30_a_hanging_worker_ends_the_run_with_the_stacks_of_all(
     assert "trainer.py" in waiting
 
 
-def windows(prefix: Path) -> list[list[int]]:
+def windows(prefix: Path, batch_size: int) -> list[list[int]]:
     """Return the windows that the ranks of a run drew, in the order of their global batches."""
     ranks = [
         [json.loads(line) for line in path.read_text().splitlines()]
         for path in sorted(prefix.parent.glob(f"{prefix.name}-*.jsonl"))
     ]
-    size = 4 // len(ranks)
-    rounds = range(0, len(ranks[0]), size)
-    return [window for at in rounds for rank in ranks for window in rank[at : at + size]]
+    rounds = range(0, len(ranks[0]), batch_size)
+    return [window for at in rounds for rank in ranks for window in rank[at : at + batch_size]]
 
 
 @pytest.mark.slow
 def test_case_31_another_world_size_keeps_the_exact_order_of_samples(
     lab: Lab, torchrun: Torchrun, tmp_path: Path
 ) -> None:
-    """One process, then two of half the batch: each window comes when it was due."""
+    """One process, then two of a quarter of its batch: each window comes when it was due.
+
+    The two find out by themselves that they have to accumulate two micro-batches.
+    """
     flags = (*TINY, "--dropout", 0)
     whole = lab.run(tmp_path / "whole", *flags, "--batch-size", 4, RECORD=tmp_path / "w")
     assert whole.code == 0, whole.output
@@ -544,11 +546,12 @@ def test_case_31_another_world_size_keeps_the_exact_order_of_samples(
     orders: dict[str, object] = {"at": "step:9", "signum": "SIGTERM", "RECORD": tmp_path / "a"}
     first = lab.run(out, *flags, "--batch-size", 4, **orders)  # type: ignore[arg-type]
     assert first.code == 143, first.output
-    words = (*flags, "--batch-size", 2, RESUME)
+    words = (*flags, "--batch-size", 1, RESUME)
     ended = torchrun(out, *words, program="faulty.py", RECORD=tmp_path / "b")
     assert ended.returncode == 0, ended.stderr
-    assert len(windows(tmp_path / "a")) == 10 * 4
-    assert windows(tmp_path / "a") + windows(tmp_path / "b") == windows(tmp_path / "w")
+    parts = windows(tmp_path / "a", 4), windows(tmp_path / "b", 1)
+    assert [len(part) for part in parts] == [10 * 4, (STEPS - 10) * 4]
+    assert parts[0] + parts[1] == windows(tmp_path / "w", 4)
     ours, theirs = (
         [r["loss"] for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "train"]
         for folder in (out, tmp_path / "whole")

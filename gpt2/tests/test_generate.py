@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from gpt2 import generate as program
-from gpt2.generate import GenerateConfig, generate, sample, sample_text, stream_text
+from gpt2.generate import GenerateConfig, generate, long_runs, sample, sample_text, stream_text
 from gpt2.load import load_run
 from gpt2.model import GPT
 from minbpe import RegexTokenizer
@@ -54,6 +55,44 @@ def test_the_logits_along_the_sliding_edge_are_those_without_a_cache(
         if n - start > 6:
             start = n - 3
         torch.testing.assert_close(logits, model(text[:, start:n])[:, -1])
+
+
+def test_weights_in_long_runs_are_the_same_weights(make_model: MakeModel) -> None:
+    """Wide ones lie by columns while generating, give the same logits, and are put back."""
+    model, idx = make_model(), torch.randint(61, (1, 9))
+    logits, where = model(idx), [p.data_ptr() for p in model.parameters()]
+    with contextlib.suppress(KeyError), long_runs(model):
+        wide = [n for n, p in model.named_parameters() if p.ndim == 2 and not p.is_contiguous()]
+        torch.testing.assert_close(model(idx), logits)
+        raise KeyError
+    layers = range(model.config.n_layer)
+    assert wide == ["wte.weight"] + [
+        f"h.{i}.{name}.weight" for i in layers for name in ("attn.c_attn", "mlp.c_fc")
+    ]
+    assert [p.data_ptr() for p in model.parameters()] == where
+    assert all(p.is_contiguous() for p in model.parameters())
+
+
+def test_training_between_two_tokens_is_not_lost(make_model: MakeModel) -> None:
+    """A weight changed while its copy is in use keeps the change; generators may be left open."""
+    model = make_model()
+    weight = model.get_parameter("h.0.mlp.c_fc.weight")
+    tokens = generate(model, torch.tensor([[5]]), 40)
+    next(tokens)
+    with torch.no_grad():
+        weight.fill_(3.0)
+    del tokens
+    assert (weight == 3.0).all()
+    assert all(p.is_contiguous() for p in model.parameters())
+
+
+@pytest.mark.parametrize("count", [31, 32])
+def test_few_tokens_are_not_worth_a_copy(make_model: MakeModel, count: int) -> None:
+    """Below 32 the weights stay as they are."""
+    model = make_model()
+    tokens = generate(model, torch.tensor([[5]]), count)
+    next(tokens)
+    assert model.wte.weight.is_contiguous() == (count < 32)
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3])
@@ -215,7 +254,9 @@ def write_run(folder: Path, model: GPT, tokenizer: RegexTokenizer) -> Path:
     checkpoints = Checkpoints(folder / "checkpoints")
     pending = checkpoints.begin(1)
     pending.write_tensors("model.safetensors", model.state_dict())
-    pending.write_json("config.json", {"model": dataclasses.asdict(model.config)})
+    made_with = {"tokenizer_sha256": tokenizer.digest()}
+    shape = dataclasses.asdict(model.config)
+    pending.write_json("config.json", {"model": shape, "corpus": made_with})
     checkpoints.commit(pending)
     tokenizer.save(folder / "tokenizer")
     return folder

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from gpt2.model import (
     CausalSelfAttention,
     GPTConfig,
     KVCache,
+    attention,
     attention_reference,
-    causal_mask,
     estimate_flops,
     linear_cross_entropy,
 )
@@ -91,19 +92,46 @@ def test_a_fresh_model_guesses_uniformly() -> None:
 
 
 @pytest.mark.parametrize("queries", [1, 3, 7])
-def test_attention_equals_the_formula_in_value_and_gradient(queries: int) -> None:
-    """SDPA, as the layer calls it, against softmax(q k' / sqrt(D)) v; also for the last few."""
-    q = torch.randn(2, 3, queries, 4, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    mask = causal_mask(queries, 7) if queries < 7 else None
-    ours = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=queries == 7)
-    expected = attention_reference(q, k, v)
-    torch.testing.assert_close(ours, expected)
-    direction = torch.randn_like(ours)
-    torch.testing.assert_close(
-        torch.autograd.grad(ours, (q, k, v), direction),
-        torch.autograd.grad(expected, (q, k, v), direction),
-    )
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 1e-5), (torch.bfloat16, 0.06)]
+)
+def test_attention_equals_the_formula_in_value_and_gradient(
+    queries: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Whichever way it takes, against softmax(q k' / sqrt(D)) v; also for the last few."""
+    q = torch.randn(2, 3, queries, 4, dtype=dtype, requires_grad=True)
+    k, v = (torch.randn(2, 3, 7, 4, dtype=dtype, requires_grad=True) for _ in range(2))
+    scores = q.double() @ k.double().mT / 2
+    scores[..., torch.ones(queries, 7).triu(7 - queries + 1) == 1] = float("-inf")
+    expected = scores.softmax(-1) @ v.double()
+    direction = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, (q, k, v), direction)
+    for found in (attention(q, k, v), attention_reference(q, k, v)):
+        torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+        gradients = torch.autograd.grad(found, (q, k, v), direction.to(dtype))
+        torch.testing.assert_close(gradients, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "T", "plain"),
+    [(torch.float32, 4, False), (torch.bfloat16, 4, True), (torch.bfloat16, 513, False)],
+)
+def test_short_half_precision_attention_on_a_cpu_is_the_plain_formula(
+    dtype: torch.dtype, T: int, plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SDPA's CPU kernel is slow there, and elsewhere the faster one."""
+    called: list[int] = []
+    monkeypatch.setattr("gpt2.model.attention_reference", lambda *_: called.append(1))
+    attention(*torch.zeros(3, 1, 1, T, 2, dtype=dtype))
+    assert bool(called) == plain
+
+
+def test_both_ways_of_attention_drop_weights() -> None:
+    """With half of the weights zeroed and v = 1, the sums are no longer 1."""
+    q = torch.zeros(1, 1, 64, 4)
+    for attend in (attention, attention_reference):
+        torch.testing.assert_close(attend(q, q, q + 1), q + 1)
+        assert ((attend(q, q, q + 1, 0.5) - 1).abs() > 0.01).any()
 
 
 def test_the_attention_layer_is_the_formula_between_two_linear_maps() -> None:
@@ -197,6 +225,24 @@ def test_the_fast_product_equals_pytorchs_in_value_and_gradient() -> None:
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("answer", ["missing", "other arguments", "other numbers"])
+def test_a_changed_fast_product_is_not_used(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not public: a PyTorch without it, or with another meaning of it, gets F.linear."""
+    replies = {"other arguments": lambda _: None, "other numbers": lambda x, w, *_: 2 * (x @ w.T)}
+    ops = SimpleNamespace(mkldnn=SimpleNamespace())
+    if answer in replies:
+        ops.mkldnn._linear_pointwise = replies[answer]
+    monkeypatch.setattr("gpt2.linear.torch.ops", ops)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    linear._onednn.cache_clear()
+    try:
+        x, weight = torch.randn(64, 8), torch.randn(4, 8)
+        assert not linear.use_onednn(x, weight)
+        torch.testing.assert_close(linear.product(x, weight), F.linear(x, weight))
+    finally:
+        linear._onednn.cache_clear()
 
 
 @pytest.mark.parametrize("pieces", [[1] * 16, [5, 1, 1, 9], [16], [3, 13]])

@@ -336,13 +336,13 @@ def test_after_a_mistake_the_folder_is_free_for_the_right_command(
 
 def test_flags_change_parts_of_the_preset() -> None:
     """Without flags the preset's shape; each flag replaces its part and nothing else."""
-    for preset, model in PRESETS.items():
-        assert TrainConfig(preset=preset).model() == model  # type: ignore[arg-type]
-    model = TrainConfig(preset="gpt2", n_layer=3, dropout=0.5).model()
-    assert model == dataclasses.replace(PRESETS["gpt2"], n_layer=3, dropout=0.5)
+    for preset, shape in PRESETS.items():
+        assert TrainConfig(preset=preset).shape() == shape  # type: ignore[arg-type]
+    shape = TrainConfig(preset="gpt2", n_layer=3, dropout=0.5).shape()
+    assert shape == dataclasses.replace(PRESETS["gpt2"], n_layer=3, dropout=0.5)
 
 
 def test_zero_is_a_value_like_any_other() -> None:
-    """--dropout 0 is not "not given"."""
-    changed = dataclasses.replace(PRESETS["tiny"], dropout=0.0)
-    assert TrainConfig(dropout=0.0).model() == changed
+    """--n-layer 0 is refused, not taken as "not given"."""
+    with pytest.raises(ValueError, match="n_layer=0 must be at least 1"):
+        TrainConfig(n_layer=0)

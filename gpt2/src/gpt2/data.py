@@ -24,6 +24,7 @@ from shared.datasets import Dataset, cache_folder
 from shared.errors import DataError
 from shared.tokens import EvalWindows, ShardWriter, Tokens, TokenWindows
 
+DEFAULT_DATA = "shakespeare"
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER = "tokenizer.model"
 BYTES = "bytes.json"  # of text, by part
@@ -100,15 +101,18 @@ def _build(dataset: Dataset, vocab_size: int, folder: Path) -> None:
         tokenizer.save(str(temporary / TOKENIZER.removesuffix(".model")))
         sizes = {part: _encode(dataset, part, tokenizer, temporary) for part in PARTS}
         files.write_json(temporary / BYTES, sizes)
-        if not folder.exists():  # else another process was faster, with the same content
+        try:
             files.replace(temporary, folder)
+        except OSError:  # another process was faster, with the same content
+            if not folder.exists():
+                raise
     finally:
         files.remove_folder(temporary)
 
 
 def _train_tokenizer(dataset: Dataset, vocab_size: int) -> RegexTokenizer:
     tokenizer = RegexTokenizer()
-    texts = (text for _, text in _read(dataset, "train"))
+    texts = (text for _, text in read_part(dataset, "train"))
     tokenizer.train(texts, vocab_size - 1)  # the last place is for the special token
     tokenizer.register_special_tokens({END_OF_TEXT: len(tokenizer.vocab)})
     return tokenizer
@@ -119,7 +123,7 @@ def _encode(dataset: Dataset, part: str, tokenizer: RegexTokenizer, folder: Path
     size = 0
     kind = {"vocab_size": tokenizer.vocab_size, "tokenizer_sha256": tokenizer.digest()}
     with ShardWriter(folder, part, **kind) as writer:  # type: ignore[arg-type]
-        for begins, text in _read(dataset, part):
+        for begins, text in read_part(dataset, part):
             if begins:
                 writer.append([tokenizer.special_tokens[END_OF_TEXT]])
             writer.append(tokenizer.encode_array(text))
@@ -127,8 +131,11 @@ def _encode(dataset: Dataset, part: str, tokenizer: RegexTokenizer, folder: Path
     return size
 
 
-def _read(dataset: Dataset, part: str) -> Pieces:
-    """Read one part of a text: the official one if there is one, else cut at `TRAIN_SHARE`."""
+def read_part(dataset: Dataset, part: str) -> Pieces:
+    """Read the train or validation part of a text: the official one, or one cut at `TRAIN_SHARE`.
+
+    Raises `DataError` for a text too short to be cut.
+    """
     official = dataset.splits
     if "train" in official and "valid" in official:
         return _pieces(official["train" if part == "train" else "valid"])

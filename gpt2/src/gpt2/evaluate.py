@@ -19,9 +19,11 @@ import rich.console
 import torch
 from rich.progress import track
 
+from gpt2.data import read_part
 from gpt2.load import Tokenizer, load, start_token
 from gpt2.model import GPT, IGNORED
 from shared import cli, files, parallel
+from shared.checkpoint import open_checkpoint
 from shared.datasets import Dataset, resolve
 from shared.errors import DataError, UsageError
 
@@ -39,6 +41,9 @@ class EvaluateConfig:
     data: str | None = None
     """A data set's name or a text file, for bits per byte; with --task, another set of its kind
     (hellaswag-full)."""
+    part: Literal["all", "train", "validation", "test"] | None = None
+    """Which part of the text: the official one, or as gpt2.train cuts it. If not given, validation
+    for the text the run was trained on, test for a data set that has one, else all."""
     task: Literal["text", "hellaswag", "lambada"] = "text"
     """`text` for bits per byte, or a task."""
     stride: int | None = None
@@ -141,16 +146,17 @@ def score(
 ) -> list[tuple[float, bool]]:
     """Score continuations: for each (context ids, continuation ids) its log-probability in nats.
 
-    The second value says whether greedy decoding would have given it. Of a context that is too
-    long, the end is read. Raises DataError for an empty context or one that leaves no room.
+    The second value says whether greedy decoding would have given it. Of what is too long, the
+    last block_size + 1 tokens are read, so that of a continuation longer than block_size only its
+    last block_size tokens count. Raises DataError for an empty context or continuation.
     """
     device, block_size = model.wte.weight.device, model.config.block_size
     rows = []
     for context, continuation in pairs:
-        if not context or not 1 <= len(continuation) <= block_size:
+        if not context or not continuation:
             raise DataError(
-                f"{len(context)} tokens of context and {len(continuation)} to score do not suit a"
-                f" model with block_size={block_size}"
+                f"{len(context)} tokens of context and {len(continuation)} to score: both must"
+                " have one at least"
             )
         rows.append([*context, *continuation][-(block_size + 1) :])
     longest = max(map(len, rows))
@@ -159,7 +165,7 @@ def score(
     features = model.features(padded[:, :-1])  # (B, T, C)
     scores = []
     for row, feature, (_, continuation) in zip(rows, features, pairs, strict=True):
-        target = torch.tensor(continuation, device=device)  # (n,)
+        target = torch.tensor(continuation[-block_size:], device=device)  # (n,)
         logits = model.head(feature[len(row) - 1 - len(target) : len(row) - 1])  # (n, V)
         picked = logits.float().log_softmax(-1).gather(-1, target[:, None])
         scores.append((float(picked.double().sum()), bool((logits.argmax(-1) == target).all())))
@@ -171,8 +177,8 @@ def evaluate_hellaswag(
 ) -> dict[str, float]:
     """Choose among four endings (Zellers et al., 2019), as lm-evaluation-harness does.
 
-    `acc` takes the likeliest ending; `acc_norm` divides its log-probability by its bytes first, as
-    a long ending is less likely than a short one whatever it says.
+    `acc` takes the likeliest ending; `acc_norm` divides its log-probability by its characters
+    first, as a long ending is less likely than a short one whatever it says.
     """
     right = right_norm = asked = 0
     for row in _progress(list(rows)):
@@ -180,7 +186,7 @@ def evaluate_hellaswag(
         ids = tokenizer.encode_ordinary(context)
         pairs = [(ids, tokenizer.encode_ordinary(" " + ending)) for ending in endings]
         nats = [value for value, _ in score(model, pairs)]
-        norm = [value / len(ending.encode()) for value, ending in zip(nats, endings, strict=True)]
+        norm = [value / len(ending) for value, ending in zip(nats, endings, strict=True)]
         right += max(range(len(nats)), key=nats.__getitem__) == label
         right_norm += max(range(len(norm)), key=norm.__getitem__) == label
         asked += 1
@@ -264,31 +270,54 @@ def _progress(items: Sequence[Item]) -> Iterable[Item]:
     return track(items, "evaluating", console=console, disable=not console.is_terminal)
 
 
+def choose_text(dataset: Dataset, part: str | None, trained: str | None) -> tuple[str, str]:
+    """Return the part of a text to measure, and its name: see `EvaluateConfig.part`.
+
+    `trained` is the digest of the text that the model saw in training. Raises UsageError for a test
+    part that the data set does not have.
+    """
+    if part is None:
+        part = "validation" if dataset.sha256 == trained else "all"
+        part = "test" if part == "all" and "test" in dataset.splits else part
+    if part == "all":
+        return part, dataset.text()
+    if part == "test":
+        return part, dataset.part("test").text()
+    return part, "".join(text for _, text in read_part(dataset, part))
+
+
+def trained_on(run: Path | None) -> str | None:
+    """Return the digest of the text that a run was trained on; None for a model from elsewhere."""
+    if run is None:
+        return None
+    digest: str = open_checkpoint(run, best=True).json()["corpus"]["sha256"]
+    return digest
+
+
 def main(config: EvaluateConfig) -> None:
     """Measure a trained model on a text or a task."""
     if config.threads:
         torch.set_num_threads(config.threads)
     model, tokenizer = load(config.run, config.model, parallel.pick_device(config.device))
     dataset = resolve(config.data or config.task)
+    name, part = dataset.name, "all"
     if config.task == "text":
         stride, block_size = config.stride, model.config.block_size
         if stride is not None and stride > block_size:
             raise UsageError(f"stride={stride} must be at most the model's block_size={block_size}")
-        values = evaluate_text(
-            model, tokenizer, dataset.text(), stride=stride, batch_size=config.batch_size
-        )
+        part, text = choose_text(dataset, config.part, trained_on(config.run))
+        name = f"{dataset.name} ({part})"
+        values = evaluate_text(model, tokenizer, text, stride=stride, batch_size=config.batch_size)
     else:
         values = TASKS[config.task](model, tokenizer, read_rows(dataset, config.limit))
     result = {
         "task": config.task,
         "model": str(config.run or config.model),
-        "data": {"name": dataset.name, "sha256": dataset.sha256},
+        "data": {"name": dataset.name, "sha256": dataset.sha256, "part": part},
         **values,
     }
     shown = {name: f"{v:.4f}" if isinstance(v, float) else f"{v:,}" for name, v in values.items()}
-    cli.print_settings(
-        rich.console.Console(soft_wrap=True), f"{config.task} on {dataset.name}", shown
-    )
+    cli.print_settings(rich.console.Console(soft_wrap=True), f"{config.task} on {name}", shown)
     what = config.task if config.task != "text" else Path(dataset.name).stem
     out = config.out or (config.run / f"evaluate-{what}.json" if config.run else None)
     if out is not None:

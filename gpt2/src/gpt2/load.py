@@ -57,21 +57,34 @@ def load_run(path: Path) -> tuple[GPT, Tokenizer]:
     except (TypeError, ValueError) as error:
         raise ArtefactError(f"{checkpoint.path}: not the model of a GPT ({error})") from error
     model = pretrained.build(config, checkpoint.tensors(), str(checkpoint.path))
-    return model.eval(), _tokenizer(checkpoint.path.parent.parent, config)
+    tokenizer = _tokenizer(checkpoint.path.parent.parent, config)
+    made_with = checkpoint.json().get("corpus", {}).get("tokenizer_sha256")
+    if tokenizer.digest() != made_with:
+        raise ArtefactError(
+            f"{checkpoint.path.parent.parent / TOKENIZER} is not the tokenizer the model was "
+            "trained with"
+        )
+    return model.eval(), tokenizer
 
 
 def load_pretrained(source: str) -> tuple[GPT, Tokenizer]:
-    """Load a folder or hub name in Hugging Face's format, with `tokenizer.model` beside it."""
+    """Load a folder in Hugging Face's format, with our `tokenizer.model` beside it."""
+    _check_there(Path(source))  # before anything is downloaded
     model = GPT.from_pretrained(source)
     return model, _tokenizer(Path(source), model.config)
 
 
-def _tokenizer(folder: Path, config: GPTConfig) -> Tokenizer:
-    path = folder / TOKENIZER
-    if not path.is_file():
+def _check_there(folder: Path) -> None:
+    if not (folder / TOKENIZER).is_file():
         raise UsageError(
-            f"{folder}: has no {TOKENIZER}; put the one the model was trained with there"
+            f"{folder}: has no {TOKENIZER}; put the one the model was trained with there (the "
+            "tokenizer files of published GPT-2s are not read yet)"
         )
+
+
+def _tokenizer(folder: Path, config: GPTConfig) -> RegexTokenizer:
+    path = folder / TOKENIZER
+    _check_there(folder)
     tokenizer = RegexTokenizer()
     tokenizer.load(path)
     if tokenizer.vocab_size > config.vocab_size:

@@ -71,7 +71,9 @@ class GPTConfig:
 
 # Radford et al., 2019, table 2; `tiny` is ours, for a laptop's CPU.
 PRESETS: dict[str, GPTConfig] = {
-    "tiny": GPTConfig(vocab_size=1024, block_size=128, n_layer=6, n_head=6, n_embd=192),
+    "tiny": GPTConfig(
+        vocab_size=2048, block_size=128, n_layer=5, n_head=2, n_embd=128, residual_init="zero"
+    ),
     "gpt2": GPTConfig(),
     "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),

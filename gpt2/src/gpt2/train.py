@@ -15,32 +15,31 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from gpt2.data import END_OF_TEXT, TOKENIZER, Corpus, load_corpus
+from gpt2.data import DEFAULT_DATA, END_OF_TEXT, TOKENIZER, Corpus, load_corpus
 from gpt2.generate import sample_text
 from gpt2.model import GPT, PRESETS, GPTConfig, estimate_flops
 from shared import cli, files, parallel
 from shared.callbacks import Callback
 from shared.config import TrainerConfig
 from shared.datasets import Dataset, resolve, resolve_default
+from shared.errors import ArtefactError
 from shared.parallel import World
 from shared.runs import Run, saved_config, shown
 from shared.trainer import Trainer
 
-DEFAULT_DATA = "shakespeare"
-
-# Three minutes on two cores for `tiny` on a megabyte of text; how it was found is in the README.
+# Three minutes of one core for `tiny` on a megabyte of text; how it was found is in the README.
 QUICKSTART = TrainerConfig(
-    max_steps=2000,
+    max_steps=1400,
     batch_size=8,
     optimizer="muon",
     learning_rate=1e-2,
     muon_learning_rate=0.02,
     weight_decay=0.3,
     schedule="linear",
-    warmup_steps=40,
-    eval_every=400,
+    warmup_steps=28,
+    eval_every=350,
     eval_batch_size=32,
-    checkpoint_every=400,
+    checkpoint_every=350,
 )
 
 
@@ -76,22 +75,23 @@ class TrainConfig:
     trainer: TrainerConfig = QUICKSTART
 
     def __post_init__(self) -> None:
-        size = self.model().vocab_size  # GPTConfig refuses shapes that cannot work
+        size = self.shape().vocab_size  # GPTConfig refuses shapes that cannot work
         if size < 257:
             raise ValueError(f"vocab_size={size} must be at least 257: all bytes and {END_OF_TEXT}")
 
-    def model(self) -> GPTConfig:
+    def shape(self) -> GPTConfig:
         """Return the preset with the given parts replaced."""
         names = [f.name for f in dataclasses.fields(GPTConfig)]
         given = {name: getattr(self, name, None) for name in names}
         changes = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(PRESETS[self.preset], **changes)
 
-    def saved(self) -> dict[str, Any]:
-        """Return what config.json keeps: all that decides the result, and the resolved model."""
+    def saved(self, corpus: Corpus, model: GPTConfig) -> dict[str, Any]:
+        """Return what config.json keeps: all that decides the result, text and model included."""
         values = asdict(self)
         del values["out"], values["resume"]
-        return {**values, "model": asdict(self.model())}
+        text = {"sha256": corpus.sha256, "tokenizer_sha256": corpus.tokenizer.digest()}
+        return {**values, "model": asdict(model), "corpus": text}
 
 
 # What may differ between a run and its continuation without making it another run.
@@ -123,26 +123,26 @@ def main(config: TrainConfig) -> None:
     """Train a GPT-2 on a text; ends with a loss plot and a sample."""
     settings = config.trainer
     with parallel.join(settings.device, settings.threads, settings.dist_timeout) as world:
-        with world.main_first():
-            dataset = find_data(config, world)  # a mistake there leaves no run behind
+        with world.main_first():  # a mistake in here leaves no run behind
+            corpus = load_corpus(find_data(config, world), config.shape().vocab_size)
+        # A small text gives fewer tokens than asked for; the model knows no others.
+        shape = dataclasses.replace(config.shape(), vocab_size=corpus.tokenizer.vocab_size)
         with Run.open(
             "gpt2",
             config.out,
             resume=config.resume,
-            config=config.saved(),
+            config=config.saved(corpus, shape),
             may_change=MAY_CHANGE,
             rank=world.rank,
         ) as run:
-            train(config, dataset, run, world)
+            train(config, corpus, shape, run, world)
 
 
-def train(config: TrainConfig, dataset: Dataset, run: Run, world: World) -> None:
-    """Tokenize, train, and tell what came of it."""
+def train(config: TrainConfig, corpus: Corpus, shape: GPTConfig, run: Run, world: World) -> None:
+    """Train a model of this shape, and tell what came of it."""
     settings, console = config.trainer, Console(soft_wrap=True)
-    with world.main_first():
-        corpus = load_corpus(dataset, config.model().vocab_size)
     torch.manual_seed(settings.seed)
-    model = GPT(config.model())
+    model = GPT(shape)
     if world.is_main:
         corpus.tokenizer.save(run.folder / TOKENIZER.removesuffix(".model"))
         describe(console, config, corpus, model, run, world)
@@ -187,12 +187,18 @@ def describe(
             f"{corpus.train_bytes / train:.2f} bytes per token",
             "model": ", ".join(f"{k} {v}" for k, v in asdict(model.config).items()),
             "parameters": f"{model.num_parameters():,}",
-            "trainer": ", ".join(f"{k} {v}" for k, v in asdict(config.trainer).items()),
+            "trainer": ", ".join(f"{k} {v}" for k, v in changed(config.trainer).items()),
             "seed": config.trainer.seed,
             "device": f"{world.device}, {torch.get_num_threads()} threads x {world.size} processes",
             "run": run.folder,
         },
     )
+
+
+def changed(config: TrainerConfig) -> dict[str, Any]:
+    """Return the settings that are not the trainer's defaults; config.json has all of them."""
+    usual = asdict(TrainerConfig())
+    return {name: value for name, value in asdict(config).items() if value != usual[name]}
 
 
 def report(
@@ -229,8 +235,11 @@ def resumed(words: Sequence[str]) -> TrainConfig | None:
     saved = saved_config("gpt2", words)
     if saved is None:
         return None
-    del saved["model"]
-    return TrainConfig(**{**saved, "trainer": TrainerConfig(**saved["trainer"])})
+    try:
+        del saved["model"], saved["corpus"]
+        return TrainConfig(**{**saved, "trainer": TrainerConfig(**saved["trainer"])})
+    except (KeyError, TypeError) as error:
+        raise ArtefactError(f"config.json is not that of a run of gpt2.train ({error})") from error
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ first problem; the remedy for any of them is to delete the folder, and it will b
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2.data import BYTES, PARTS, TOKENIZER, corpus_folder
+from gpt2.data import BYTES, DEFAULT_DATA, PARTS, TOKENIZER, corpus_folder
 from gpt2.model import PRESETS
 from minbpe import RegexTokenizer
 from minbpe.errors import TokenizerError
 from shared import cli, files
-from shared.datasets import resolve
+from shared.datasets import resolve, resolve_default
 from shared.errors import ArtefactError, UsageError
 from shared.tokens import Tokens, verify_shards
 
@@ -21,17 +21,18 @@ from shared.tokens import Tokens, verify_shards
 class VerifyConfig:
     """Whose tokens to check."""
 
-    data: str = "shakespeare"
-    """A data set's name, a text file or a folder, as given to gpt2.train."""
+    data: str = ""
+    """A data set's name, a text file or a folder, as given to gpt2.train; its default if not."""
     vocab_size: int = PRESETS["tiny"].vocab_size
     """The vocabulary that it was encoded with."""
 
 
 def main(config: VerifyConfig) -> None:
     """Check the cached tokens of a data set."""
-    folder = corpus_folder(resolve(config.data), config.vocab_size)
+    dataset = resolve(config.data) if config.data else resolve_default(DEFAULT_DATA)[0]
+    folder = corpus_folder(dataset, config.vocab_size)
     if not folder.exists():
-        raise UsageError(f"{config.data} has no tokens of --vocab-size {config.vocab_size} yet")
+        raise UsageError(f"{dataset.name} has no tokens of --vocab-size {config.vocab_size} yet")
     problems = problems_of(folder)
     for problem in problems:
         print(problem)
