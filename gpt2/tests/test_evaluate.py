@@ -246,7 +246,8 @@ def test_a_result_is_printed_and_written(
     model = make_model(vocab_size=258)
     monkeypatch.setattr(program, "load", lambda *_: (model, tokenizer))
     (tmp_path / "text.txt").write_text("the text", newline="")
-    config = EvaluateConfig(data=str(tmp_path / "text.txt"), out=tmp_path / "o.json", device="cpu")
+    text, out = str(tmp_path / "text.txt"), tmp_path / "o.json"
+    config = EvaluateConfig(model="some", data=text, out=out, device="cpu")
     program.main(config)
     result: dict[str, Any] = json.loads((tmp_path / "o.json").read_text())
     expected = evaluate_text(model, tokenizer, "the text")

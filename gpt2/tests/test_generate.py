@@ -291,7 +291,19 @@ def test_a_model_with_another_runs_tokenizer_is_refused(
         load_run(run)
 
 
-def test_one_source_of_weights_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither --run nor --model is a usage error, exit code 2."""
+def test_one_source_of_weights_is_named_or_the_newest_run_is_taken(
+    make_model: MakeModel,
+    tokenizer: RegexTokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both --run and --model are an error; neither takes the run started last, if there is one."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.execute(program.main, ["--run", "a", "--model", "b"]) == 2
+    assert "name one of --run" in capsys.readouterr().err
     assert cli.execute(program.main, ["--device", "cpu"]) == 2
-    assert "--run" in capsys.readouterr().err
+    assert "runs/gpt2 holds no run" in capsys.readouterr().err
+    write_run(tmp_path / "runs/gpt2/2026-01-01T00-00-00", make_model(vocab_size=258), tokenizer)
+    assert cli.execute(program.main, ["--device", "cpu", "--prompt", "the "]) == 0
+    assert capsys.readouterr().out.startswith("the ")

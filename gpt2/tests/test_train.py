@@ -31,7 +31,15 @@ SHORT = (*TINY, "--max-steps", 6, "--log-every", 1, "--learning-rate", 1e-3)
 STEPS = 200
 KEYS = {
     *("command", "commit", "seed", "device", "data", "parameters", "steps", "seconds"),
-    *("cpu_seconds", "train_loss", "grad_norm", "val_loss", "best_val_loss", "bits_per_byte"),
+    *(
+        "cpu_seconds",
+        "train_loss",
+        "grad_norm",
+        "val_loss",
+        "best_val_loss",
+        "best_bits_per_byte",
+        "bits_per_byte",
+    ),
     *("step_ms", "tok_per_sec", "mfu", "peak_gib"),
 }
 MEASURED = {"command", "seconds", "cpu_seconds", "step_ms", "tok_per_sec", "mfu", "peak_gib"}
@@ -209,7 +217,7 @@ def test_resume_takes_the_run_that_out_names(
     assert numbers_of(tmp_path / "a") == before
     ended = train("--resume")
     assert ended.code == 2
-    assert "holds no run; name its folder with --out" in ended.error
+    assert "holds no run; name the folder of one" in ended.error
 
 
 def test_resuming_as_another_model_is_refused(text: Path, tmp_path: Path) -> None:

@@ -54,10 +54,10 @@ def assert_same(folder: Path, ended: Any, whole: tuple[str, list[dict[str, Any]]
 def test_case_23_kills_at_every_named_point_leave_the_same_run(
     demo: Any, tmp_path: Path, whole: Any
 ) -> None:
-    """One run, killed seven times and resumed: same weights to the bit, same metrics."""
+    """One run, killed eight times and resumed: same weights to the bit, same metrics."""
     folder = tmp_path / "run"
     points = ["save:begin:2", "step:2", "save:before-manifest", "evaluation:9"]
-    points += ["save:before-rename:2", "save:before-latest", "save:end"]
+    points += ["save:before-rename:2", "save:before-latest", "save:before-best", "save:end"]
     for number, point in enumerate(points):
         resume = ["--resume"] if number else []
         ended = demo.run(folder, *FLAGS, *resume, at=point)

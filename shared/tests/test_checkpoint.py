@@ -34,7 +34,7 @@ def _fill(pending: PendingCheckpoint, value: float) -> None:
     pending.write_json("config.json", {"n_layer": 2})
 
 
-def _save(checkpoints: Checkpoints, step: int, value: float = 0.0, **how: bool) -> Checkpoint:
+def _save(checkpoints: Checkpoints, step: int, value: float = 0.0, **how: Any) -> Checkpoint:
     pending = checkpoints.begin(step)
     _fill(pending, value)
     return checkpoints.commit(pending, **how)
@@ -204,23 +204,10 @@ def test_a_checkpoint_holds_plainly_named_files_only(checkpoints: Checkpoints, n
         checkpoints.begin(1).write_json(name, {})
 
 
-def test_other_ranks_add_their_files(checkpoints: Checkpoints) -> None:
-    """In a distributed run each rank writes its own random state into rank 0's folder."""
+def test_a_file_half_written_stops_the_commit(checkpoints: Checkpoints) -> None:
+    """A torn file is never sealed."""
     pending = checkpoints.begin(3)
-    _fill(pending, 0.0)
-    other = PendingCheckpoint(checkpoints.pending_path(3))
-    other.write_state("rng-1.pt", torch.zeros(4))
-    with pytest.raises(TypeError):
-        other.write_state("rng-2.pt", object())
-    found = checkpoints.commit(pending)  # the other's failure took nothing away
-    assert {"rng-0.pt", "rng-1.pt"} < found.files.keys()
-    assert "rng-2.pt" not in found.files
-
-
-def test_a_file_half_written_by_another_rank_stops_the_commit(checkpoints: Checkpoints) -> None:
-    """Committing before a barrier would seal a torn file."""
-    pending = checkpoints.begin(3)
-    files.temporary_path(pending.path / "rng-1.pt").write_bytes(b"half")
+    files.temporary_path(pending.path / "state.pt").write_bytes(b"half")
     with pytest.raises(ValueError, match="still being written"):
         checkpoints.commit(pending)
     assert _names(checkpoints.folder) == []
@@ -433,7 +420,7 @@ def test_tied_names_that_lead_nowhere_are_refused(checkpoints: Checkpoints, alia
 
 
 def test_asking_for_an_absent_file_names_those_there_are(checkpoints: Checkpoints) -> None:
-    """A checkpoint of fewer ranks has no rng-3.pt."""
+    """The message names what there is."""
     found = _save(checkpoints, 1)
     with pytest.raises(ArtefactError, match=r"no rng-3\.pt, only .*rng-0\.pt"):
         found.state("rng-3.pt")
@@ -465,11 +452,10 @@ def test_newest_prefers_what_latest_names_and_else_goes_by_step_not_by_time(
 ) -> None:
     """A clock set back must not turn the order around."""
     _save(checkpoints, 100)
-    _save(checkpoints, 20, mark_latest=False)
-    assert (checkpoints.folder / "latest").read_text() == "step-00000100\n"
+    _save(checkpoints, 20)
+    assert (checkpoints.folder / "latest").read_text() == "step-00000020\n"
     for path, seconds in (("step-00000100", 1000), ("step-00000020", 2000)):
         os.utime(checkpoints.folder / path, (seconds, seconds))
-    (checkpoints.folder / "latest").write_text("step-00000020\n")
     found = checkpoints.newest()
     assert found is not None
     assert found.step == 20
@@ -797,7 +783,23 @@ def test_steps_of_any_size_have_a_name(checkpoints: Checkpoints, step: int) -> N
     assert found.step == step
 
 
-def test_only_a_pending_folder_can_be_written_to(tmp_path: Path) -> None:
-    """Writing into a sealed checkpoint would break it."""
-    with pytest.raises(ValueError, match="no pending step folder"):
-        PendingCheckpoint(tmp_path / "step-00000001")
+def test_one_more_checkpoint_is_kept_when_asked(checkpoints: Checkpoints) -> None:
+    """The one of step `also_keep`, beside the newest two and the best."""
+    for step in range(1, 7):
+        _save(checkpoints, step, best=step == 1, also_keep=2)
+    assert checkpoints.steps() == [1, 2, 5, 6]
+    assert checkpoints.best_step() == 1
+    _save(checkpoints, 7)
+    assert checkpoints.steps() == [1, 6, 7]
+
+
+def test_the_newest_up_to_a_step(checkpoints: Checkpoints) -> None:
+    """Later ones do not count, whatever `latest` says; nor are they reported as refused."""
+    assert checkpoints.best_step() == -1
+    for step in (3, 5):
+        _save(checkpoints, step)
+    corrupt(checkpoints.folder / "step-00000005" / "state.pt", "truncate")
+    for last_step, expected in ((2, None), (3, 3), (4, 3)):
+        found = checkpoints.newest(last_step)
+        assert (found.step if found else None) == expected
+        assert not checkpoints.refused

@@ -18,9 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 from shared import parallel
 from shared.checkpoint import open_checkpoint
 from shared.config import TrainerConfig
-from shared.errors import DistributedError, UsageError
+from shared.errors import DataError, DistributedError, Failure, UsageError
 from shared.metrics import read_metrics
-from shared.parallel import World, communicating, pick_device, to_device
+from shared.parallel import (
+    World,
+    communicating,
+    default_threads,
+    pick_device,
+    to_device,
+    usable_cores,
+)
 from shared.runs import Run
 from shared.sampler import Sampler
 from shared.trainer import Trainer
@@ -239,6 +246,7 @@ def test_case_31_another_world_size_keeps_the_exact_order_of_samples(
     three = demo.run_world(3, folder, *flags, "--batch-size", 4, "--resume", "--max-steps", 14)
     assert [each.code for each in three] == [2, 2, 2]
     assert "cannot divide without changing the order" in three[0].output
+    assert "the number of processes must divide 8" in three[0].output
 
 
 # -- the small parts -----------------------------------------------------------------------------
@@ -326,10 +334,115 @@ def test_devices_that_are_not_there_are_refused() -> None:
             pick_device("cuda")
 
 
+def in_world_of_two(store: Path, action: Callable[[World], None]) -> list[tuple[int, str]]:
+    """Run `action` in two forked processes of a group; return their exit codes and messages."""
+    pids = []
+    for rank in (0, 1):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            code = 99
+            try:
+                dist.init_process_group(
+                    "gloo", store=FileStore(str(store), 2), rank=rank, world_size=2
+                )
+                action(World(torch.device("cpu"), rank, rank, 2))
+                code = 0
+            except Failure as error:
+                code = error.exit_code
+                Path(f"{store}-{rank}").write_text(str(error))
+            finally:
+                os._exit(code)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    said = [Path(f"{store}-{rank}") for rank in (0, 1)]
+    texts = [path.read_text() if path.exists() else "" for path in said]
+    return list(zip(codes, texts, strict=True))
+
+
+def test_what_fails_on_the_main_process_first_ends_the_others_with_its_code(
+    tmp_path: Path,
+) -> None:
+    """They blame nobody's death; and where it works they come second."""
+    file = tmp_path / "made"
+
+    def fail(world: World) -> None:
+        with world.main_first():
+            raise DataError("bad text")
+
+    def make(world: World) -> None:
+        with world.main_first():
+            if world.is_main:
+                time.sleep(0.2)
+                file.write_text("ready")
+            assert file.read_text() == "ready"
+
+    main, other = in_world_of_two(tmp_path / "a", fail)
+    assert main == (3, "bad text")
+    assert other == (3, "the main process failed; its own line says why")
+    assert in_world_of_two(tmp_path / "b", make) == [(0, ""), (0, "")]
+
+
+def test_what_differs_among_processes_is_refused_by_all(tmp_path: Path) -> None:
+    """All exit 2, so that nobody waits for the others."""
+
+    def check(world: World) -> None:
+        world.same_everywhere("the same", "seed")
+        world.same_everywhere(f"digest {world.rank}", "data set")
+
+    main, other = in_world_of_two(tmp_path / "store", check)
+    assert [main[0], other[0]] == [2, 2]
+    assert "1 of 2 processes have another data set than process 0 (digest 0; " in main[1]
+    assert "process 1 has digest 1" in other[1]
+
+
+def test_threads_are_those_asked_for_or_the_cores_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OMP_NUM_THREADS counts, except under torchrun, which sets it; then cores per process."""
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 8)
+    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert default_threads() == 8
+    for text, expected in (("3", 3), ("12", 12), ("5,2", 5), ("0", 8), ("many", 8), ("", 8)):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert default_threads() == expected
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for processes, expected in (("2", 4), ("3", 2), ("9", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert default_threads() == expected
+
+
+def test_the_quota_of_a_container_limits_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole cores, at least one, at most those of the machine; no quota is no limit."""
+    file = tmp_path / "cpu.max"
+    monkeypatch.setattr(parallel, "CPU_QUOTA", file)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    assert usable_cores() == 4
+    for text, expected in (
+        ("200000 100000\n", 2),
+        ("250000 100000\n", 2),
+        ("50000 100000\n", 1),
+        ("900000 100000\n", 4),
+        ("max 100000\n", 4),
+        ("", 4),
+    ):
+        file.write_text(text)
+        assert usable_cores() == expected
+
+
 def test_a_world_of_one_needs_no_group() -> None:
     """Sums, texts and turns work without a process group."""
     world = World(torch.device("cpu"))
     assert world.sum(torch.tensor([2.0])).tolist() == [2.0]
     assert world.broadcast_text("ä") == "ä"
+    world.same_everywhere("a", "data")
     with world.main_first(), world.main_only() as answer:
         answer.append(1)
+
+
+def test_a_small_model_gets_one_thread() -> None:
+    """Whatever the machine has; a large one gets what `default_threads` finds."""
+    assert default_threads(1_999_999) == 1
+    assert default_threads(2_000_000) == default_threads()

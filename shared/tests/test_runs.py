@@ -161,6 +161,20 @@ def test_resume_without_out_takes_the_run_started_last(monkeypatch: pytest.Monke
     assert _open(None, resume=True) == early
 
 
+def test_resume_without_out_passes_over_runs_that_saved_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A start that failed at once does not hide the run that has something to resume."""
+    monkeypatch.setattr(time, "time", lambda: 1.7e9)
+    folders = [_open(None, config={"n": n}) for n in range(3)]
+    assert saved_config("gpt2", ["--resume"]) == {"n": 2}  # none has saved: the one started last
+    for n, folder in enumerate(folders):
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "latest").touch()
+        assert saved_config("gpt2", ["--resume"]) == {"n": n}
+    assert _open(None, resume=True, config={"n": 2}) == folders[2]
+
+
 # Two runs in one folder
 
 
@@ -494,6 +508,18 @@ def test_the_commit_is_that_of_our_source_or_none(
     assert runs.source_commit() == head
     monkeypatch.delenv("GIT_DIR")
     (tmp_path / "notes.txt").write_text("2")  # a result file that a run rewrites is no code
+    assert runs.source_commit() == head
+    (tmp_path / "scratch.py").touch()  # nothing imports it
+    (tmp_path / "src" / "notes.txt").touch()
+    assert runs.source_commit() == head
+    new = tmp_path / "src" / "part" / "new.py"
+    new.parent.mkdir()
+    new.touch()
+    assert runs.source_commit() == f"{head}-dirty"
+    (new.with_suffix(".toml")).touch()
+    new.unlink()
+    assert runs.source_commit() == f"{head}-dirty"
+    (tmp_path / ".git" / "info" / "exclude").write_text("part/\n")
     assert runs.source_commit() == head
     source.write_text("x = 2\n")
     assert runs.source_commit() == f"{head}-dirty"

@@ -21,6 +21,7 @@ from shared.health import Verdict
 from shared.metrics import read_metrics
 from shared.optim import make_optimizers
 from shared.parallel import World
+from shared.plots import plot_loss
 from shared.runs import Run
 from shared.sampler import IntArray, Sampler
 from shared.trainer import Trainer
@@ -533,6 +534,33 @@ def test_case_07_a_worse_evaluation_leaves_the_best_checkpoint_alone(
     assert resumed.checkpoints.steps() == [4, 10]
 
 
+def test_case_23_a_kill_before_the_best_is_marked_does_not_lose_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The resumed run marks it, so that retention keeps it."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(point: str, reached: list[str] = []) -> None:  # noqa: B006 - counts the calls
+        reached.append(point)
+        if point == "save:before-best" and reached.count(point) == 2:
+            raise Killed
+
+    losses = {2: 5.0, 4: 3.0, 6: 4.0, 8: 9.0}
+    measure = "shared.callbacks.mean_validation_loss"
+    monkeypatch.setattr(measure, lambda trainer: losses[trainer.state.step])
+    monkeypatch.setattr("shared.checkpoint.kill_point", kill)
+    common: dict[str, Any] = {"max_steps": 8, "eval_every": 2, "keep_checkpoints": 1}
+    killed = make(validation=Squares(20), **common)
+    with pytest.raises(Killed):
+        killed.fit()
+    assert (killed.checkpoints.best_step(), killed.checkpoints.steps()) == (2, [2, 4])
+    resumed = make(resume=True, validation=Squares(20), **common)
+    resumed.fit()
+    assert (resumed.checkpoints.best_step(), resumed.checkpoints.steps()) == (4, [4, 8])
+
+
 def test_damaged_checkpoints_are_passed_over_and_none_left_is_refused(
     make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -543,8 +571,7 @@ def test_damaged_checkpoints_are_passed_over_and_none_left_is_refused(
     for step in (8, 6):
         folder = whole.checkpoints.folder / f"step-{step:08}"
         (folder / "state.pt").write_bytes(b"torn")
-    torn = whole.checkpoints.pending_path(7)  # what a save leaves that was killed
-    torn.mkdir()
+    torn = whole.checkpoints.begin(7).path  # what a save leaves that was killed
     resumed = make(max_steps=8, resume=True, **common)
     resumed.fit()
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
@@ -567,8 +594,10 @@ def test_resuming_with_other_data_or_an_indivisible_batch_is_refused(make: Make)
         make(max_steps=6, batch_size=3, resume=True).fit()
 
 
-def test_a_smaller_batch_size_continues_with_the_same_steps(make: Make) -> None:
-    """The global batch belongs to the run: 8 examples become two passes of 4."""
+def test_a_smaller_batch_size_continues_with_the_same_steps(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The global batch belongs to the run: 8 examples become two passes of 4, and that is said."""
     whole = make(folder="whole", max_steps=8, batch_size=8)
     whole.fit()
     first = make(folder="parts", max_steps=8, batch_size=8, callbacks=(StopAt(3),))
@@ -577,6 +606,9 @@ def test_a_smaller_batch_size_continues_with_the_same_steps(make: Make) -> None:
     second = make(folder="parts", max_steps=8, batch_size=4, resume=True)
     second.fit()
     assert second.grad_accum_steps == 2
+    assert "--grad-accum-steps is 2, not 1: " in capsys.readouterr().err
+    make(folder="parts", max_steps=8, batch_size=4, grad_accum_steps=2, resume=True).fit()
+    assert "--grad-accum-steps" not in capsys.readouterr().err
     for ours, theirs in zip(weights(second), weights(whole), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
@@ -658,6 +690,36 @@ def test_case_27_bad_steps_in_a_row_roll_back_once_then_end_with_a_replay(make: 
     assert replay["examples"].tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("stop", [3, 4, 6])
+def test_case_27_a_roll_back_takes_what_was_saved_while_healthy(make: Make, stop: int) -> None:
+    """Not what a signal or a new best saved since: with and without a stop, the same run."""
+    examples = Squares()
+    poison(examples, steps=range(4, 7), batch_size=4)
+    common: dict[str, Any] = {
+        "examples": examples,
+        "validation": Squares(20),
+        "max_steps": 9,
+        "batch_size": 4,
+        "checkpoint_every": 3,
+        "keep_checkpoints": 1,
+        "eval_every": 5,
+    }
+    whole = make(folder="whole", **common)
+    whole.fit()
+    (back,) = records(whole, "roll_back")
+    assert (back["step"], back["checkpoint"]) == (7, "step-00000003")
+    stopped = make(callbacks=(StopAt(stop),), **common)
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    newest = stopped.checkpoints.newest()
+    assert newest is not None
+    assert newest.step == stop + 1  # a resume goes on there all the same
+    resumed = make(resume=True, **common)
+    resumed.fit()
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    assert deterministic(resumed) == deterministic(whole)
+
+
 def test_case_28_a_loss_spike_is_skipped_and_logged_with_its_examples(make: Make) -> None:
     """One batch with a loss far above the running mean changes nothing."""
     spikes: list[int] = []
@@ -721,21 +783,62 @@ def test_an_error_before_the_first_step_is_the_one_that_is_told(make: Make) -> N
         make(max_steps=2, callbacks=(Missing(),)).fit()
 
 
+def test_all_callbacks_are_closed_when_one_fails_at_it(make: Make) -> None:
+    """In their order, and the failure is told."""
+    closed: list[int] = []
+
+    class Close(Callback):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def on_close(self, _trainer: Trainer[Any]) -> None:
+            closed.append(self.number)
+            if self.number == 2:
+                raise UsageError("cannot be closed")
+
+    with pytest.raises(UsageError, match="cannot be closed"):
+        make(max_steps=1, callbacks=(Close(1), Close(2), Close(3))).fit()
+    assert closed == [1, 2, 3]
+
+
+@pytest.mark.parametrize("why", ["no steps", "no file"])
+def test_a_run_without_a_loss_to_draw_ends_well(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: str
+) -> None:
+    """A line says that there is no plot."""
+
+    class Lose(Callback):
+        def on_end(self, trainer: Trainer[Any]) -> None:
+            if why == "no file":
+                (trainer.run.folder / "metrics.jsonl").unlink()
+
+    monkeypatch.setattr("shared.callbacks.plot_loss", plot_loss)
+    trainer = make(max_steps=2 * (why == "no file"), callbacks=(Lose(),))
+    trainer.fit()
+    assert "no loss.png: " in capsys.readouterr().err
+    assert not (trainer.run.folder / "loss.png").exists()
+    assert open_checkpoint(trainer.run.folder).step == trainer.config.max_steps
+
+
 def test_settings_that_cannot_work_are_refused() -> None:
     """Each error names the field and the value."""
-    bad: dict[str, Any] = {
-        "batch_size": 0,
-        "max_steps": -1,
-        "beta1": 1.0,
-        "final_lr_fraction": 1.5,
-        "dist_timeout": math.nan,
-        "learning_rate": math.nan,
-        "seed": -1,
-    }
-    for name, value in bad.items():
+    bad: list[tuple[str, Any]] = [
+        ("batch_size", 0),
+        ("max_steps", -1),
+        ("beta1", 1.0),
+        ("final_lr_fraction", 1.5),
+        ("dist_timeout", math.nan),
+        ("dist_timeout", math.inf),
+        ("dist_timeout", 0.0),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("seed", -1),
+        ("seed", 2**64),
+    ]
+    for name, value in bad:
         with pytest.raises(ValueError, match=f"{name}={value}"):
             TrainerConfig(**{name: value})
-    assert dataclasses.replace(TrainerConfig(), max_steps=0).max_steps == 0
+    assert TrainerConfig(max_steps=0, seed=2**64 - 1).max_steps == 0
 
 
 def test_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import torch
 from rich.progress import track
 
 from gpt2.data import read_part
-from gpt2.load import Tokenizer, load, start_token
+from gpt2.load import Tokenizer, choose_run, load, start_token
 from gpt2.model import GPT, IGNORED
 from shared import cli, files, parallel
 from shared.checkpoint import open_checkpoint
@@ -35,7 +35,8 @@ class EvaluateConfig:
     """Which model to measure, and on what."""
 
     run: Path | None = None
-    """Folder of a training run (its best checkpoint) or of one checkpoint in it."""
+    """Folder of a training run (its best checkpoint) or of one checkpoint in it; the run started
+    last if neither --run nor --model is given."""
     model: str | None = None
     """Instead of --run: a folder or hub name in Hugging Face's format."""
     data: str | None = None
@@ -58,7 +59,7 @@ class EvaluateConfig:
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     threads: int = 0
-    """CPU threads; 0 for PyTorch's choice."""
+    """CPU threads; 0 takes one for a small model, else all usable cores."""
 
     def __post_init__(self) -> None:
         for name in ("stride", "batch_size", "limit"):
@@ -296,30 +297,29 @@ def trained_on(run: Path | None) -> str | None:
 
 def main(config: EvaluateConfig) -> None:
     """Measure a trained model on a text or a task."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    model, tokenizer = load(config.run, config.model, parallel.pick_device(config.device))
+    run = choose_run(config.run, config.model)
+    model, tokenizer = load(run, config.model, parallel.pick_device(config.device), config.threads)
     dataset = resolve(config.data or config.task)
     name, part = dataset.name, "all"
     if config.task == "text":
         stride, block_size = config.stride, model.config.block_size
         if stride is not None and stride > block_size:
             raise UsageError(f"stride={stride} must be at most the model's block_size={block_size}")
-        part, text = choose_text(dataset, config.part, trained_on(config.run))
+        part, text = choose_text(dataset, config.part, trained_on(run))
         name = f"{dataset.name} ({part})"
         values = evaluate_text(model, tokenizer, text, stride=stride, batch_size=config.batch_size)
     else:
         values = TASKS[config.task](model, tokenizer, read_rows(dataset, config.limit))
     result = {
         "task": config.task,
-        "model": str(config.run or config.model),
+        "model": str(run or config.model),
         "data": {"name": dataset.name, "sha256": dataset.sha256, "part": part},
         **values,
     }
     shown = {name: f"{v:.4f}" if isinstance(v, float) else f"{v:,}" for name, v in values.items()}
     cli.print_settings(rich.console.Console(soft_wrap=True), f"{config.task} on {name}", shown)
     what = config.task if config.task != "text" else Path(dataset.name).stem
-    out = config.out or (config.run / f"evaluate-{what}.json" if config.run else None)
+    out = config.out or (run / f"evaluate-{what}.json" if run else None)
     if out is not None:
         files.write_json(out, result)
 

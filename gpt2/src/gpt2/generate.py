@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.data import END_OF_TEXT
-from gpt2.load import Tokenizer, load, start_token
+from gpt2.load import Tokenizer, choose_run, load, start_token
 from gpt2.model import GPT, KVCache
 from shared import cli, parallel
 from shared.errors import NumericalError
@@ -35,7 +35,8 @@ class GenerateConfig:
     """What to continue, with which model, and how boldly."""
 
     run: Path | None = None
-    """Folder of a training run (its best checkpoint) or of one checkpoint in it."""
+    """Folder of a training run (its best checkpoint) or of one checkpoint in it; the run started
+    last if neither --run nor --model is given."""
     model: str | None = None
     """Instead of --run: a folder or hub name in Hugging Face's format."""
     prompt: str = ""
@@ -56,7 +57,7 @@ class GenerateConfig:
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     threads: int = 0
-    """CPU threads; 0 for PyTorch's choice."""
+    """CPU threads; 0 takes one for a small model, else all usable cores."""
 
     def __post_init__(self) -> None:
         check_sampling(self.temperature, self.top_k, self.top_p)
@@ -228,10 +229,9 @@ def sample_text(
 
 def main(config: GenerateConfig) -> None:
     """Continue a text with a trained model, printing it as it comes."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     device = parallel.pick_device(config.device)
-    model, tokenizer = load(config.run, config.model, device)
+    run = choose_run(config.run, config.model)
+    model, tokenizer = load(run, config.model, device, config.threads)
     generator = torch.Generator(device).manual_seed(config.seed)
     for number in range(config.number):
         if config.number > 1:

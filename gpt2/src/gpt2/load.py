@@ -12,8 +12,12 @@ from gpt2 import pretrained
 from gpt2.data import END_OF_TEXT, TOKENIZER
 from gpt2.model import GPT, GPTConfig
 from minbpe import RegexTokenizer
+from shared import parallel
 from shared.checkpoint import open_checkpoint
 from shared.errors import ArtefactError, UsageError
+from shared.runs import newest_folder
+
+RUNS = Path("runs/gpt2")
 
 
 class Tokenizer(Protocol):
@@ -36,12 +40,26 @@ def start_token(tokenizer: Tokenizer) -> int:
     return tokenizer.encode_ordinary("\n")[-1] if special is None else special
 
 
-def load(run: Path | None, model: str | None, device: torch.device) -> tuple[GPT, Tokenizer]:
-    """Load what `--run` or `--model` names, of which one must be given."""
-    if (run is None) == (model is None):
+def choose_run(run: Path | None, model: str | None) -> Path | None:
+    """Return the run that `--run` and `--model` mean: by default the run started last.
+
+    None for a model from elsewhere. Raises UsageError for both flags, or where there is no run.
+    """
+    if run is not None and model is not None:
         raise UsageError("name one of --run (a folder of ours) and --model (Hugging Face's format)")
-    found = load_run(run) if run is not None else load_pretrained(str(model))
-    return found[0].to(device), found[1]
+    return newest_folder(RUNS) if run is None and model is None else run
+
+
+def load(
+    run: Path | None, model: str | None, device: torch.device, threads: int = 0
+) -> tuple[GPT, Tokenizer]:
+    """Load a run of ours, or else `model`, to compute with it on `device`.
+
+    Sets the CPU threads: 0 takes what suits the model's size.
+    """
+    gpt, tokenizer = load_run(run) if run is not None else load_pretrained(str(model))
+    torch.set_num_threads(threads or parallel.default_threads(gpt.num_parameters()))
+    return gpt.to(device), tokenizer
 
 
 def load_run(path: Path) -> tuple[GPT, Tokenizer]:

@@ -96,7 +96,7 @@ class TrainConfig:
 
 # What may differ between a run and its continuation without making it another run.
 MAY_CHANGE = ["sample_tokens", *(f"trainer.{name}" for name in (
-    "max_steps", "batch_size", "grad_accum_steps", "eval_every", "eval_batch_size",
+    "max_steps", "batch_size", "eval_every", "eval_batch_size",
     "checkpoint_every", "keep_checkpoints", "log_every", "device", "threads", "dist_timeout",
     "profile", "wandb", "compile",
 ))]  # fmt: skip
@@ -125,6 +125,7 @@ def main(config: TrainConfig) -> None:
     with parallel.join(settings.device, settings.threads, settings.dist_timeout) as world:
         with world.main_first():  # a mistake in here leaves no run behind
             corpus = load_corpus(find_data(config, world), config.shape().vocab_size)
+        world.same_everywhere(corpus.sha256, "data")
         # A small text gives fewer tokens than asked for; the model knows no others.
         shape = dataclasses.replace(config.shape(), vocab_size=corpus.tokenizer.vocab_size)
         with Run.open(
@@ -145,7 +146,6 @@ def train(config: TrainConfig, corpus: Corpus, shape: GPTConfig, run: Run, world
     model = GPT(shape)
     if world.is_main:
         corpus.tokenizer.save(run.folder / TOKENIZER.removesuffix(".model"))
-        describe(console, config, corpus, model, run, world)
     trainer = Trainer(
         settings,
         model,
@@ -157,6 +157,8 @@ def train(config: TrainConfig, corpus: Corpus, shape: GPTConfig, run: Run, world
         flops_per_example=estimate_flops(model.config).total * model.config.block_size,
         callbacks=[BitsPerByte(corpus)],
     )
+    if world.is_main:
+        describe(console, config, corpus, model, run, world)
     metrics = trainer.fit()
     if world.is_main:
         report(console, config, corpus, trainer, metrics)

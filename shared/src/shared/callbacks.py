@@ -13,6 +13,7 @@ The hooks in the order in which a run reaches them:
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shared.errors import DataError
 from shared.faults import kill_point
 from shared.metrics import Console, JsonLines, Metrics, Sink, TensorBoard, Wandb
 from shared.parallel import to_device
@@ -94,7 +96,10 @@ class Evaluation(Callback):
         # NaN is not below anything, so a broken model never becomes the best one.
         if loss < state.best_value:
             state.best_value, state.best_step = loss, state.step
-        trainer.state.metrics.update(values, best_val_loss=state.best_value)
+        metrics = trainer.state.metrics
+        for name, value in values.items():  # losses and their like: less is better
+            best = metrics.get(f"best_{name}", math.inf)
+            metrics[name], metrics[f"best_{name}"] = value, value if value < best else best
         trainer.metrics.log(state.step, values, kind="val")
 
 
@@ -140,7 +145,10 @@ class Checkpointing(Callback):
         """Take note of what the run has saved already."""
         if trainer.run.resumed and trainer.state.step > 0:
             self.saved = trainer.state.step, trainer.state.evaluated_step
-            self.best_saved = trainer.state.best_step
+            # Not best_step: a kill may have come between the writing of `latest` and of `best`.
+            # Rank 0 tells what it found, as it may write `best` before another one reads it.
+            best = trainer.world.broadcast_text(str(trainer.checkpoints.best_step()))
+            self.best_saved = int(best)
 
     def on_boundary(self, trainer: Trainer[Any]) -> None:
         """Save if there is a reason to."""
@@ -150,14 +158,21 @@ class Checkpointing(Callback):
         # Amid bad steps the weights are under suspicion: a roll-back should not return to them.
         healthy = state.health.non_finite_in_a_row == 0
         wanted = (healthy and due(state.step, config.checkpoint_every)) or last or best
+        planned = healthy and wanted
         # A resumed run may only now make the evaluation that a signal cut short.
         stale = self.saved != (state.step, state.evaluated_step)
         if best or (stale and (wanted or trainer.stopping or self.saved[0] == state.step)):
-            self.save(trainer, best)
+            self.save(trainer, best, planned)
 
-    def save(self, trainer: Trainer[Any], best: bool) -> None:
-        """Write a checkpoint on the main process; all processes learn whether it worked."""
+    def save(self, trainer: Trainer[Any], best: bool, planned: bool) -> None:
+        """Write a checkpoint on the main process; all processes learn whether it worked.
+
+        A roll-back may return to one that was `planned`: not to one amid bad steps, nor to one
+        that is there only because of a signal, as an uninterrupted run would not have it.
+        """
         trainer.require_finite_weights()
+        if planned:
+            trainer.state.healthy_step = trainer.state.step
         state = trainer.checkpoint_state()
         if trainer.world.is_main:
             with trainer.world.main_only():
@@ -165,7 +180,9 @@ class Checkpointing(Callback):
                 pending.write_tensors("model.safetensors", trainer.module.state_dict())
                 pending.write_state("state.pt", state)
                 pending.write_json("config.json", trainer.description)
-                checkpoint = trainer.checkpoints.commit(pending, best=best)
+                checkpoint = trainer.checkpoints.commit(
+                    pending, best=best, also_keep=trainer.state.healthy_step
+                )
                 for callback in trainer.callbacks:
                     callback.on_checkpoint(trainer, checkpoint)
         else:
@@ -228,9 +245,12 @@ class Logging(Callback):
         self.lines.log(step, event, kind="roll_back")
 
     def on_end(self, trainer: Trainer[Any]) -> None:
-        """Draw the loss."""
+        """Draw the loss; a run without one to draw ends well all the same."""
         folder: Path = trainer.run.folder
-        plot_loss(folder / "metrics.jsonl", folder / "loss.png", title=trainer.run.package)
+        try:
+            plot_loss(folder / "metrics.jsonl", folder / "loss.png", title=trainer.run.package)
+        except (DataError, FileNotFoundError) as error:
+            trainer.say(f"no loss.png: {error}")
 
     def on_close(self, trainer: Trainer[Any]) -> None:
         """Close the sinks."""

@@ -3,8 +3,7 @@
     checkpoints/
       step-00000250/
         model.safetensors     weights
-        state.pt              optimizer, schedule, sampler, trainer
-        rng-0.pt              random state, one file a rank
+        state.pt              optimizer, schedule, sampler, trainer, random state
         config.json
         MANIFEST.json         schema version, step, size and sha256 of each file; written last
       latest                  the name of the newest step folder; replaced after it is in place
@@ -41,13 +40,12 @@ MODEL = "model.safetensors"
 STATE = "state.pt"
 CONFIG = "config.json"
 _MANIFEST_KEYS = {"schema", "step", "files", "manifest_sha256"}
-MAX_FILES = 10_000  # more than the ranks of any run that fits one folder
+MAX_FILES = 10_000  # more than any checkpoint of ours has
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # no separator: never leaves a folder
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # `.old` is a checkpoint whose replacement, of the same step, was killed between two renames.
 _STEP_FOLDER = re.compile(r"step-(\d{8,18})(\.old)?")
-_PENDING_FOLDER = re.compile(r"\.step-(\d{8,18})\.tmp")
 _PLAIN_TYPES = frozenset({type(None), bool, int, float, str, bytes, torch.Size, torch.dtype})
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
@@ -130,18 +128,12 @@ class Checkpoint:
 class PendingCheckpoint:
     """A checkpoint being written; not one until `Checkpoints.commit` has renamed its folder.
 
-    `Checkpoints.begin` makes it, on rank 0. The other ranks of a distributed run add files of
-    their own through `PendingCheckpoint(checkpoints.pending_path(step))`. When a write fails on
-    rank 0 the temporary folder is removed; on another rank only that rank's file is.
+    `Checkpoints.begin` makes it. When a write fails, its temporary folder `path` is removed.
     """
 
-    def __init__(self, path: Path, owner: bool = False) -> None:
-        found = _PENDING_FOLDER.fullmatch(path.name)
-        if found is None:
-            raise ValueError(f"{path.name} is no pending step folder; see pending_path()")
-        self.path = path
-        self.step = int(found[1])
-        self.owner = owner
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path = folder / f".{_step_name(step)}.tmp"
+        self.step = step
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors of any device as safetensors; names tied to one tensor stay tied.
@@ -191,8 +183,7 @@ class PendingCheckpoint:
         try:
             yield
         except BaseException:
-            if self.owner:
-                self.discard()
+            self.discard()
             raise
 
 
@@ -212,17 +203,13 @@ class Checkpoints:
 
     # Saving
 
-    def pending_path(self, step: int) -> Path:
-        """Folder in which the checkpoint of `step` is prepared, the same on every rank."""
-        return self.folder / f".{_step_name(step)}.tmp"
-
     def begin(self, step: int) -> PendingCheckpoint:
         """Start a checkpoint, wiping what a killed save of the same step left.
 
         Raises ResourceError when the disk refuses.
         """
         kill_point("save:begin")
-        pending = PendingCheckpoint(self.pending_path(step), owner=True)
+        pending = PendingCheckpoint(self.folder, step)
         try:
             files.remove_folder(pending.path)
             files.make_folder(pending.path)
@@ -232,12 +219,13 @@ class Checkpoints:
         return pending
 
     def commit(
-        self, pending: PendingCheckpoint, best: bool = False, mark_latest: bool = True
+        self, pending: PendingCheckpoint, best: bool = False, also_keep: int = -1
     ) -> Checkpoint:
         """Seal a checkpoint, put it in place, then remove the ones no longer kept.
 
-        A checkpoint of the same step is replaced. On any failure the temporary folder is gone
-        and the previous checkpoint is as it was. Raises ResourceError when the disk refuses.
+        The one of step `also_keep` is kept too. A checkpoint of the same step is replaced. On any
+        failure the temporary folder is gone and the previous checkpoint is as it was. Raises
+        ResourceError when the disk refuses.
         """
         final = self.folder / _step_name(pending.step)
         try:
@@ -246,10 +234,12 @@ class Checkpoints:
             self._put_in_place(pending.path, final)
             self._verified[final] = _fingerprint(final)
             kill_point("save:before-latest")
-            for name, wanted in (("latest", mark_latest), ("best", best)):
-                if wanted:
-                    files.write_file(self.folder / name, f"{final.name}\n".encode())
-            self.prune()
+            name = f"{final.name}\n".encode()
+            files.write_file(self.folder / "latest", name)
+            if best:
+                kill_point("save:before-best")
+                files.write_file(self.folder / "best", name)
+            self.prune(also_keep)
         except BaseException:
             with contextlib.suppress(OSError, ResourceError):
                 self.discard_leftovers()
@@ -257,12 +247,12 @@ class Checkpoints:
         kill_point("save:end")
         return Checkpoint(final, pending.step, entries)
 
-    def prune(self) -> None:
-        """Remove what is older than the newest `keep` verified checkpoints, except the best.
+    def prune(self, also_keep: int = -1) -> None:
+        """Remove what is older than the newest `keep` verified checkpoints.
 
-        A damaged checkpoint does not count among them, and one of a later step than the newest
-        (a run continued from an earlier step) is left alone. Raises ResourceError when the disk
-        refuses.
+        The best one and the one of step `also_keep` stay. A damaged checkpoint does not count,
+        and one of a later step than the newest (a run continued from an earlier step) is left
+        alone. Raises ResourceError when the disk refuses.
         """
         newest = next((path for path in self._ranked() if self._verifies(path)), None)
         if newest is None:
@@ -273,7 +263,7 @@ class Checkpoints:
                 continue
             if kept < self.keep:
                 kept += self._verifies(path)
-            elif path != best:
+            elif path != best and _step_of(path) != also_keep:
                 self._remove(path)
 
     def discard_leftovers(self) -> None:
@@ -315,14 +305,16 @@ class Checkpoints:
 
     # Loading
 
-    def newest(self) -> Checkpoint | None:
-        """Find the newest checkpoint that verifies, or None.
+    def newest(self, last_step: int | None = None) -> Checkpoint | None:
+        """Find the newest checkpoint that verifies, or None; with `last_step`, of none later.
 
         The one that `latest` names comes first, then the others by step number, never by the
         clock. `refused` tells what was skipped and why, also when the result is None.
         """
         self.refused = []
         for path in self._ranked():
+            if last_step is not None and _step_of(path) > last_step:
+                continue
             try:
                 found = Checkpoint.open(path)
             except ArtefactError as error:
@@ -338,6 +330,11 @@ class Checkpoints:
         """
         path = self._pointer("best")
         return None if path is None else Checkpoint.open(path)
+
+    def best_step(self) -> int:
+        """Tell the step of the checkpoint marked as best, without verifying it; -1 for none."""
+        path = self._pointer("best")
+        return -1 if path is None else _step_of(path)
 
     def at(self, step: int) -> Checkpoint:
         """Open the checkpoint of a step.

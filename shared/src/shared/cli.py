@@ -258,7 +258,8 @@ def parse(
     if unknown:
         message = _unknown_message(unknown[0], words, _flags(config_type))
         raise UsageError(f"{message} (flags: {prog} --help)")
-    return config
+    parsed: Config = config
+    return parsed
 
 
 def _own_error(end: SystemExit, printed: str) -> ValueError | None:

@@ -1,6 +1,7 @@
 """The trainer's settings: what every package's command line has in common."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from shared.optim import OptimizerName
@@ -64,7 +65,8 @@ class TrainerConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     threads: int = 0
-    """CPU threads per process; 0 takes the usable cores divided by the processes here."""
+    """CPU threads per process; 0 takes one for a model below 2 million parameters, else
+    OMP_NUM_THREADS or the usable cores divided by the processes here."""
     dist_timeout: float = 600.0
     """Seconds without progress after which a process of a distributed run gives up."""
     profile: bool = False
@@ -73,6 +75,10 @@ class TrainerConfig:
     """Log to Weights & Biases as well (extra `wandb`; offline without an account)."""
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{each.name}={value} must be a finite number")
         at_least = {
             1: ("batch_size", "grad_accum_steps", "keep_checkpoints", "log_every", "max_bad_steps"),
             0: (
@@ -84,11 +90,13 @@ class TrainerConfig:
         for least, names in at_least.items():
             for name in names:
                 value = getattr(self, name)
-                if not value >= least:  # also refuses nan
+                if value < least:
                     raise ValueError(f"{name}={value} must be at least {least}")
         for name in ("beta1", "beta2", "final_lr_fraction", "decay_fraction"):
             value = getattr(self, name)
             if not 0 <= value <= 1 or (name.startswith("beta") and value == 1):
                 raise ValueError(f"{name}={value} must be between 0 and 1")
-        if not self.dist_timeout > 0:  # also refuses nan
+        if self.dist_timeout <= 0:
             raise ValueError(f"dist_timeout={self.dist_timeout} must be above 0 seconds")
+        if self.seed >= 2**64:
+            raise ValueError(f"seed={self.seed} must be below 2**64")

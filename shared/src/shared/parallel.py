@@ -23,6 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shared.errors import DistributedError, Failure, UsageError
 
+# Microseconds of CPU time that a container may use in a period of so many, as "200000 100000".
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
 
 @dataclass(frozen=True)
 class World:
@@ -46,10 +49,6 @@ class World:
                 dist.all_reduce(values)
         return values
 
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-        self.sum(torch.zeros(1, device=self.device))
-
     def broadcast_text(self, text: str) -> str:
         """Return rank 0's `text` on every rank (as bytes in a tensor: no pickle is involved)."""
         if self.size == 1:
@@ -62,14 +61,31 @@ class World:
             dist.broadcast(data, src=0)
         return bytes(data.tolist()).decode()
 
+    def same_everywhere(self, text: str, what: str) -> None:
+        """Make sure that every process has the same `text`, such as the digest of its data.
+
+        Raises `UsageError`, on all processes, if one differs from rank 0's; `what` says of what.
+        """
+        main = self.broadcast_text(text)
+        others = int(self.sum(torch.tensor([text != main], dtype=torch.int64)))
+        if others:
+            raise UsageError(
+                f"{others} of {self.size} processes have another {what} than process 0 "
+                f"({main[:80]}; process {self.rank} has {text[:80]}); give all the same"
+            )
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Let rank 0 run the block before the others, so that they find its files ready."""
-        if not self.is_main:
-            self.barrier()
-        yield
+        """Let rank 0 run the block before the others, so that they find its files ready.
+
+        If the block fails there, the others raise a `Failure` with the same exit code instead.
+        """
         if self.is_main:
-            self.barrier()
+            with self.main_only():
+                yield
+        else:
+            self.follow_main()
+            yield
 
     @contextmanager
     def main_only(self) -> Iterator[list[int]]:
@@ -129,8 +145,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 def join(device: str = "auto", threads: int = 0, timeout_s: float = 600.0) -> Iterator[World]:
     """Join the process group that `torchrun` announces, or be a world of one.
 
-    `threads` is the number of CPU threads of this process; 0 takes the usable cores divided by
-    the processes on this machine. A collective that waits over twice `timeout_s` seconds fails.
+    `threads` is the number of CPU threads of this process; 0 takes `default_threads`. A
+    collective that waits over twice `timeout_s` seconds fails.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -169,13 +185,38 @@ def meeting_place(timeout: timedelta) -> tuple[Store, int, int]:
     return PrefixStore(f"restart-{restart}", store), rank, size
 
 
-def default_threads() -> int:
-    """Return the usable cores per process on this machine, at least 1."""
+# Below this many parameters an operation is too short to be shared: two threads won nothing on two
+# quiet cores when they slept between operations, and lost a factor of ten to a busy neighbour when
+# they spun.
+SMALL_MODEL = 2_000_000
+
+
+def default_threads(parameters: int | None = None) -> int:
+    """Return how many CPU threads this process should use when nobody gave a number.
+
+    One for a model of few `parameters`; else OMP_NUM_THREADS if set, else the usable cores per
+    process on this machine, at least 1. Under torchrun OMP_NUM_THREADS tells nothing, as torchrun
+    sets it to 1 where it is not set.
+    """
+    if parameters is not None and parameters < SMALL_MODEL:
+        return 1
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if "TORCHELASTIC_RUN_ID" not in os.environ and given.isdecimal() and int(given) > 0:
+        return int(given)
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use: by affinity (taskset) and by CPU quota."""
     if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))  # knows about containers and taskset
+        cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    try:
+        quota, period = map(int, CPU_QUOTA.read_text().split())
+        return max(1, min(cores, quota // period))
+    except (OSError, ValueError, ZeroDivisionError):  # not there, or "max 100000": no limit
+        return cores
 
 
 def wrap(module: nn.Module, world: World) -> nn.Module:

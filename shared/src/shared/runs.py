@@ -70,9 +70,9 @@ class Run:
         """Take a folder for a run and hold it for the block.
 
         Without `out` it is `runs/<package>/<start time>` under the working folder, and with
-        `resume` the one of these started last. After a restart by `torchrun --max-restarts` the
-        run is resumed unasked. `may_change` names the fields of `config` (see `config_diff`)
-        that a resumed run may have different.
+        `resume` the one of these started last, of those with a checkpoint if there are any. After
+        a restart by `torchrun --max-restarts` the run is resumed unasked. `may_change` names the
+        fields of `config` (see `config_diff`) that a resumed run may have different.
 
         Raises UsageError for a folder that is in use for something else, or absent on resume;
         ArtefactError when the configuration of the run resumed differs; ResourceError when
@@ -163,7 +163,7 @@ def saved_config(package: str, words: Sequence[str]) -> dict[str, Any] | None:
     with contextlib.suppress(argparse.ArgumentError):  # a bad line is the real parser's to explain
         found, _ = asked.parse_known_args(list(words))
         if found.resume:
-            folder = found.out or _newest_folder(Path("runs") / package)
+            folder = found.out or newest_folder(Path("runs") / package)
             if (folder / CONFIG).exists():
                 config: dict[str, Any] = files.read_json(folder / CONFIG)
                 return config
@@ -215,8 +215,9 @@ def shown(path: Path) -> str:
 
 
 def source_commit() -> str | None:
-    """Git commit of the source tree that this module is in, "-dirty" if its code was edited.
+    """Git commit of the source tree that this module is in, "-dirty" if its code is another.
 
+    That is: a tracked Python or TOML file was edited, or a new one lies below a folder `src`.
     None outside a checkout, as for an installed package, and without git.
     """
     source = Path(__file__).resolve()
@@ -238,7 +239,9 @@ def source_commit() -> str | None:
         # A virtual environment inside some other repository is not that repository's source.
         git("ls-files", "--error-unmatch", source.name)
         edited = git("status", "--porcelain", "--untracked-files=no", "--", ":/*.py", ":/*.toml")
-        return git("rev-parse", "HEAD") + ("-dirty" if edited else "")
+        patterns = (":(top,glob)**/src/**/*.py", ":(top,glob)**/src/**/*.toml")
+        added = git("ls-files", "--others", "--exclude-standard", "--", *patterns)
+        return git("rev-parse", "HEAD") + ("-dirty" if edited or added else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -246,7 +249,7 @@ def source_commit() -> str | None:
 def _default_folder(parent: Path, resume: bool) -> Path:
     """Choose `parent/<start time>`, the same on every rank and after a restart by torchrun."""
     if resume:
-        return _newest_folder(parent)
+        return newest_folder(parent)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         if int(os.environ.get("RANK", "0")) > 0:
             raise UsageError("--out is needed when another launcher than torchrun starts ranks")
@@ -282,11 +285,16 @@ def _unused_folder(parent: Path, name: str) -> Path:
         number += 1
 
 
-def _newest_folder(parent: Path) -> Path:
-    """Find the run started last: by the note it left, as the clock may have been set back."""
+def newest_folder(parent: Path) -> Path:
+    """Find the run started last: by the note it left, as the clock may have been set back.
+
+    One that failed before its first checkpoint does not hide another that has something to resume.
+    Raises UsageError when there is none.
+    """
     found = [path for path in parent.glob("*") if _RUN_NAME.fullmatch(path.name) and path.is_dir()]
     if not found:
-        raise UsageError(f"--resume: {parent} holds no run; name its folder with --out")
+        raise UsageError(f"{parent} holds no run; name the folder of one")
+    found = [path for path in found if (path / "checkpoints" / "latest").exists()] or found
     with contextlib.suppress(OSError, UnicodeDecodeError):
         noted = parent / (parent / _NEWEST).read_text().strip()
         if noted in found:

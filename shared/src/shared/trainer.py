@@ -45,7 +45,10 @@ LossFunction = Callable[[nn.Module, Batch], Tensor]
 
 @dataclass
 class TrainState:
-    """Where a run stands: plain numbers, saved in every checkpoint."""
+    """Where a run stands: plain numbers, saved in every checkpoint.
+
+    `healthy_step` is the step of the checkpoint that a roll-back takes; steps are -1 for none.
+    """
 
     step: int = 0
     evaluated_step: int = 0
@@ -54,6 +57,7 @@ class TrainState:
     cpu_seconds: float = 0.0
     best_value: float = math.inf
     best_step: int = -1
+    healthy_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
     health: Health = field(default_factory=Health)
 
@@ -89,6 +93,11 @@ class Trainer(Generic[Batch]):
         self.config, self.world, self.run = config, world, run
         self.loss, self.examples, self.validation = loss, examples, validation
         self.module = module.to(world.device)
+        self.compiled_module: nn.Module = self.module  # with --compile, from running() on
+        self.wrapped: nn.Module = self.module  # that, made to average gradients over processes
+        if not config.threads:
+            count = sum(p.numel() for p in module.parameters())
+            torch.set_num_threads(parallel.default_threads(count))
         self.precision = choose_precision(config.precision, world.device)
         self.dtype = DTYPES[self.precision]
         # The loss scale that fp16 needs is raised after 200 clean steps instead of torch's 2000,
@@ -115,6 +124,9 @@ class Trainer(Generic[Batch]):
         self.sampler = Sampler(len(examples), config.seed)
         self.checkpoints = Checkpoints(run.checkpoints, keep=config.keep_checkpoints)
         self.state = TrainState()
+        # What the clocks of the state count from: wall and CPU, and the CPU time before a resume.
+        self.started: tuple[float, float] = 0.0, 0.0
+        self.cpu_before = 0.0
         self.grad_accum_steps = config.grad_accum_steps
         self.flops_per_example = flops_per_example
         self.timer = StepTimer(
@@ -265,8 +277,11 @@ class Trainer(Generic[Batch]):
             self.roll_back()
 
     def roll_back(self) -> None:
-        """Take the weights of the last good checkpoint and go on with new data, but only once."""
-        health, good = self.state.health, self.newest_checkpoint()
+        """Take the weights of the last good checkpoint and go on with new data, but only once.
+
+        A newer one may be there, saved amid the bad steps because of a signal or as the best.
+        """
+        health, good = self.state.health, self.newest_checkpoint(self.state.healthy_step)
         if good is not None and not health.rolled_back:
             self.load_weights(good)
             health.rolled_back, health.non_finite_in_a_row = True, 0
@@ -298,9 +313,10 @@ class Trainer(Generic[Batch]):
             yield
 
     def close(self) -> None:
-        """Let the callbacks finish their files, whatever ended the loop."""
-        for callback in self.callbacks:
-            callback.on_close(self)
+        """Let the callbacks finish their files, whatever ended the loop; one's failure or not."""
+        with ExitStack() as stack:
+            for callback in reversed(self.callbacks):  # the last one pushed is called first
+                stack.callback(callback.on_close, self)
 
     def compiled(self) -> nn.Module:
         """Return the module as it is trained; compiling happens at its first call."""
@@ -355,17 +371,18 @@ class Trainer(Generic[Batch]):
         per_step = config.batch_size * self.grad_accum_steps
         self.timer.flops_per_step = self.flops_per_example * per_step
 
-    def newest_checkpoint(self) -> Checkpoint | None:
+    def newest_checkpoint(self, last_step: int | None = None) -> Checkpoint | None:
         """Return the newest checkpoint that verifies, the same one on every process.
 
-        None if the run has saved none yet. Raises `ArtefactError` if it has, but none verifies.
+        With `last_step`, none of a later step. None if the run has saved none yet. Raises
+        `ArtefactError` if it has, but none verifies.
         """
         if not self.world.is_main:
             step = self.world.follow_main()
             return self.checkpoints.at(step) if step >= 0 else None
         with self.world.main_only() as answer:
             self.checkpoints.discard_leftovers()
-            found = self.checkpoints.newest()
+            found = self.checkpoints.newest(last_step)
             for reason in self.checkpoints.refused:
                 self.say(f"not used: {reason}")
             if found is None and self.checkpoints.refused:
@@ -387,14 +404,28 @@ class Trainer(Generic[Batch]):
                     f"the run's samples were drawn with {name} {saved[name]}, now it is {now}: "
                     "other data or another seed; resume with what it was started with"
                 )
-        per_pass, wanted = self.config.batch_size * self.world.size, self.state.global_batch
-        if wanted % per_pass:
-            raise UsageError(
-                f"the run's steps have {wanted} examples, which {self.world.size} processes of "
-                f"--batch-size {self.config.batch_size} cannot divide without changing the order "
-                f"of samples; choose a --batch-size that divides {wanted // self.world.size}"
+        self.grad_accum_steps = self.divided_global_batch()
+        asked, used = self.config.grad_accum_steps, self.grad_accum_steps
+        if asked != used and self.world.is_main:
+            self.say(
+                f"--grad-accum-steps is {used}, not {asked}: the steps of this run have "
+                f"{self.state.global_batch} examples, here {used} x --batch-size "
+                f"{self.config.batch_size} x {self.world.size} processes"
             )
-        self.grad_accum_steps = wanted // per_pass
+
+    def divided_global_batch(self) -> int:
+        """Return the micro-batches per step that make up the run's global batch here."""
+        size, processes, wanted = self.config.batch_size, self.world.size, self.state.global_batch
+        if wanted % (size * processes) == 0:
+            return wanted // (size * processes)
+        if wanted % processes:
+            remedy = f"the number of processes must divide {wanted}"
+        else:
+            remedy = f"choose a --batch-size that divides {wanted // processes}"
+        raise UsageError(
+            f"the run's steps have {wanted} examples, which {processes} processes of --batch-size "
+            f"{size} cannot divide without changing the order of samples; {remedy}"
+        )
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Load the weights and the optimizers' state of `checkpoint`."""
