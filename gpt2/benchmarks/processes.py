@@ -94,6 +94,7 @@ def main() -> None:
     text = report(runs)
     print(text)
     if args.out:
+        files.make_folder(args.out)
         files.write_file(args.out / "processes.txt", text.encode())
         files.write_json(args.out / "processes.json", runs)
 

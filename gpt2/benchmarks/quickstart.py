@@ -69,6 +69,7 @@ def main() -> None:
     text = report(rows)
     print(text)
     if args.out:
+        files.make_folder(args.out.parent)
         files.write_file(args.out.with_suffix(".txt"), text.encode())
         files.write_json(args.out.with_suffix(".json"), rows)
 
