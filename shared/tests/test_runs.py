@@ -542,3 +542,20 @@ def test_a_resumed_command_line_takes_the_settings_of_its_run(
     assert saved_config("demo", ["--resume", "--out", "absent"]) is None
     with pytest.raises(UsageError, match="holds no run"):
         saved_config("another", ["--resume"])
+
+
+def test_what_a_start_killed_in_its_probe_leaves_is_no_used_folder(tmp_path: Path) -> None:
+    """Whatever file of an opening a kill leaves behind, another start still works."""
+    with (
+        count_operations(kinds=("open",)) as operations,
+        Run.open("gpt2", tmp_path / "first", resume=False, config={}),
+    ):
+        pass
+    left = [path.name for _, path in operations.seen]
+    assert any("probe" in name for name in left)
+    second = tmp_path / "second"
+    second.mkdir()
+    for name in left:
+        (second / name).touch()
+    with Run.open("gpt2", second, resume=False, config={}) as run:
+        assert run.folder == second

@@ -316,7 +316,7 @@ def _held(folder: Path, *, resume: bool, restarted: bool) -> Iterator[None]:
         files.make_folder(folder)
     except OSError as error:  # a file among its parents, a name too long
         raise UsageError(f"--out {folder}: {error.strerror}") from error
-    probe = folder / f".{LOCK}.probe.tmp"
+    probe = folder / f"{LOCK}.probe"  # its temporary counts as ours in _refuse_used
     with files.disk_errors(folder):
         files.write_file(probe, bytes(PROBE_BYTES))
         files.remove_file(probe)
