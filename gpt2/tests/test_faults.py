@@ -456,7 +456,10 @@ def test_case_27_a_nan_on_one_rank_is_handled_by_all(torchrun: Torchrun, tmp_pat
     out = tmp_path / "run"
     ended = torchrun(out, *TWO, program="faulty.py", FAULT_NAN=NANS, FAULT_RANK=1)
     assert ended.returncode == 1, ended.stderr
-    assert set(re.findall(r"exitcode *: *(-?\d+)", ended.stderr)) == {"6"}, ended.stderr
+    codes = set(re.findall(r"exitcode *: *(-?\d+)", ended.stderr))
+    # On a busy machine torchrun may end the second process in the middle of its own exit.
+    assert "6" in codes, ended.stderr
+    assert codes <= {"6", "-15", "143"}, ended.stderr
     assert kinds(out, "skip", "roll_back") == EVENTS
     ours, theirs = (
         torch.load(out / f"replay-rank{rank}.pt", weights_only=True) for rank in range(2)

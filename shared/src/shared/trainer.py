@@ -288,6 +288,8 @@ class Trainer(Generic[Batch]):
             self.call("on_roll_back", good)
             return
         replay, last_good = self.write_replay(good), good.path if good else "none"
+        # torchrun ends all processes with the first: let each finish its replay file before.
+        self.world.sum(torch.zeros(1))
         raise NumericalError(
             f"non-finite loss or gradient in {health.non_finite_in_a_row} steps in a row, the last "
             f"is step {self.state.step + 1}; last good checkpoint: {last_good}; "
