@@ -61,11 +61,11 @@ class Started:
         """Send a signal."""
         os.kill(self.pid, signum)
 
-    def until(self, text: str, timeout: float = 120.0) -> None:
-        """Wait until it has printed `text`."""
+    def until(self, *texts: str, timeout: float = 120.0) -> None:
+        """Wait until it has printed one of `texts`."""
         end = time.monotonic() + timeout
-        while not (self.log.exists() and text in self.log.read_text()):
-            assert time.monotonic() < end, f"{text!r} did not come: {self.log.read_text()}"
+        while not (self.log.exists() and any(text in self.log.read_text() for text in texts)):
+            assert time.monotonic() < end, f"{texts} did not come: {self.log.read_text()}"
             time.sleep(0.01)
 
     def wait(self) -> Ended:
