@@ -1,0 +1,1 @@
+"""A scalar autograd engine, a tensor one beside it, and neural nets on both."""
