@@ -480,12 +480,29 @@ def test_other_kinds_of_numbers_are_operands(kind: Any) -> None:
     assert one == Value(1.0)
 
 
-def test_an_array_is_no_operand() -> None:
-    """NumPy must not spread a Value over its items."""
-    functions: list[Function] = [lambda a, v: a * v, lambda a, v: v * a, lambda a, v: a - v]
-    for function in functions:
-        with pytest.raises(DataError, match="of type ndarray; a number is needed"):
-            function(np.array([1.0, 2.0]), Value(3.0))
+def test_an_array_of_numbers_times_a_value_is_an_array_of_values() -> None:
+    """As with any object that NumPy does not know."""
+    v = Value(3.0)
+    products = np.array([1.0, 2.0]) * v
+    assert [p.data for p in products] == [3.0, 6.0]
+    sum(products).backward()
+    assert v.grad == 3.0
+
+
+def test_an_operation_as_karpathys_engine_adds_them_is_told_the_way_here() -> None:
+    """There is no `_backward` to set."""
+    with pytest.raises(UsageError, match=r"engine\.node\(result, name, a, da\)"):
+        Value(1.0, (Value(2.0),), "square")
+
+
+def test_only_the_way_to_the_inputs_is_differentiated() -> None:
+    """What has no derivative elsewhere does not matter."""
+    x, z = Value(0.0), Value(1.0)
+    assert grad(x.sqrt() + z, [z])[0].data == 1.0
+    base = Value(-2.0)
+    assert grad(base ** Value(3.0), [base])[0].data == 12.0
+    with pytest.raises(NumericalError, match="not finite"):
+        grad(x.sqrt() + z, [x])[0].backward()
 
 
 def test_a_value_is_a_number_to_python() -> None:

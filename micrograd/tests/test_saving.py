@@ -95,9 +95,9 @@ def test_the_smallest_file_that_loads(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"format": "micrograd model 2"}, "is 'micrograd model 2'; this program reads 'microgr"),
-        ({"sizes": [2, 2]}, "holds no MLP: the state is of another model"),
-        ({"sizes": [3, 1]}, "the state has 3 numbers, the model 4"),
-        ({"sizes": [2]}, "needs at least one layer"),
+        ({"sizes": [2, 2]}, "holds no MLP: its numbers are not those"),
+        ({"sizes": [3, 1]}, "its numbers are not those of layers of sizes"),
+        ({"sizes": [2]}, "its numbers are not those"),
         ({"sizes": []}, "holds no MLP"),
         ({"sizes": 5}, "holds no MLP"),
         ({"sizes": {"a": 1}}, "holds no MLP"),
@@ -106,7 +106,8 @@ def test_the_smallest_file_that_loads(tmp_path: Path) -> None:
         ({"activation": "gelu"}, "activation='gelu' must be one of"),
         ({"activation": ["relu"]}, "holds no MLP"),
         ({"state": []}, "holds no MLP"),
-        ({"state": {}}, "only one of them has 'layers.0.neurons.0'"),
+        ({"sizes": [10**9, 10**9]}, "its numbers are not those"),  # and no memory is asked for
+        ({"state": {}}, "its numbers are not those"),
         ({"state": {"layers.0.neurons.0": 5}}, "holds no MLP"),
         ({"state": {"layers.0.neurons.0": [1.0, 2.0, "3"]}}, "'3' is of type str"),
         ({"state": {"layers.0.neurons.0": [1.0, 2.0, None]}}, "of type NoneType"),

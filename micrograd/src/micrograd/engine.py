@@ -17,7 +17,7 @@ which spends most of a closure-based engine's time, finds nothing to do.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
@@ -55,7 +55,6 @@ class Value:
     """
 
     __slots__ = ("_a", "_b", "_da", "_db", "_line", "_op", "_uses", "data", "grad")
-    __array_ufunc__ = None  # NumPy then leaves `np.float64(2) * value` to us
 
     data: float
     grad: Any
@@ -67,7 +66,12 @@ class Value:
     _line: str
     _uses: int
 
-    def __init__(self, data: float) -> None:
+    def __init__(self, data: float, _children: Sequence["Value"] = (), _op: str = "") -> None:
+        if _children or _op:
+            raise UsageError(
+                "an operation of your own is engine.node(result, name, a, da): the result and each "
+                "input with its local derivative; there is no _backward to set"
+            )
         self.data = number(data)
         self.grad = 0.0
         self._a = self._b = None
@@ -212,7 +216,7 @@ class Value:
     __hash__ = object.__hash__
 
     def __float__(self) -> float:
-        return self.data
+        return float(self.data)
 
     def __format__(self, spec: str) -> str:
         return format(self.data, spec) if spec else repr(self)
@@ -265,19 +269,25 @@ class Value:
         earlier: list[tuple[Value, Any]] = []
         begun = False
         stores: set[Store] = set()
+        undo: list[tuple[list[float], list[float]]] = []
         try:
             _prepare(nodes, earlier, stores)
             begun = True
             self.grad = 1.0
-            if not _pass_back(self) or not all(store.close() for store in stores):
+            if not _pass_back(self):
                 raise _blame(nodes)
+            if not all(store.close() for store in stores):
+                what = "the gradient of a weight of a fused network"
+                raise failure("backward", what, "it is not finite; a plain network tells where")
             for one, grad in earlier:
                 one.grad += grad
                 if not -MAX <= one.grad <= MAX:
                     raise failure("backward", "backward", "the sum over several passes overflows")
             for store in stores:
-                store.keep()
+                store.keep(undo)
         except BaseException:  # Ctrl-C included: leave everything as it was
+            for grads, old in undo:
+                grads[:] = old
             for one in nodes:
                 one._uses = 0
                 if begun:
@@ -298,8 +308,8 @@ class Store(Protocol):
     def close(self) -> bool:
         """Return whether what this pass collected is finite."""
 
-    def keep(self) -> None:
-        """Add what this pass collected to the gradients."""
+    def keep(self, undo: list[tuple[list[float], list[float]]]) -> None:
+        """Add what this pass collected to the gradients; before each, append it and its copy."""
 
     def forget(self) -> None:
         """Drop what this pass collected."""
@@ -346,7 +356,9 @@ def node(
     """
     if not -MAX <= data <= MAX:
         operands = [a.data] if b is None and not db else [a.data, db if b is None else b.data]
-        raise failure(op, f"{op} of {' and '.join(map(repr, operands))}", "the result overflows")
+        finite = all(-MAX <= x <= MAX for x in operands)
+        why = "the result overflows" if finite else "an operand is not finite"
+        raise failure(op, f"{op} of {' and '.join(map(repr, operands))}", why)
     out = _new(Value)
     out.data = data
     out.grad = 0.0

@@ -24,47 +24,63 @@ def grad(output: Value, inputs: Sequence[Value]) -> list[Value]:
         (first,) = grad(x**3, [x])  # 27
         (second,) = grad(first, [x])  # 18
     """
-    found = gradient_values(output)
+    found = gradient_values(output, inputs)
     return [found[one] if one in found else Value(0.0) for one in inputs]
 
 
-def gradient_values(root: Value) -> dict[Value, Value]:
-    """Return d root / d node as a Value for every node, by the same pass over a graph of Values."""
-    slopes: dict[Value, list[tuple[Value, Number]]] = {}
+def gradient_values(root: Value, inputs: Sequence[Value] | None = None) -> dict[Value, Value]:
+    """Return d root / d node as a Value for every node, or for all on the way to `inputs`."""
+    links: dict[Value, tuple[Value, ...]] = {}
+    order = _order(root, links)
+    wanted = set(order if inputs is None else inputs)
+    for one in reversed(order):
+        if not wanted.isdisjoint(links[one]):
+            wanted.add(one)
+    found = {root: Value(1.0)}
+    for one in order:
+        if one not in found or wanted.isdisjoint(links[one]):
+            continue
+        for parent, slope in zip(links[one], _slopes(one), strict=False):
+            if parent not in wanted:
+                continue
+            if not isinstance(slope, Value) and not -MAX <= slope <= MAX:
+                what = f"the derivative of {one._op!r} at {parent.data!r}"
+                raise failure(one._op, what, "it is not finite", getattr(one, "_line", None))
+            part = found[one] * slope
+            found[parent] = found[parent] + part if parent in found else part
+    return found
+
+
+def _order(root: Value, links: dict[Value, tuple[Value, ...]]) -> list[Value]:
+    """Return `root` and all below it, each before its inputs, and put their inputs in `links`.
+
+    Of a fused node the input is the same result made of ordinary nodes.
+    """
     uses: dict[Value, int] = {root: 0}
     todo = [root]
-    for one in todo:
-        slopes[one] = _slopes(one)
-        for parent, _ in slopes[one]:
+    for one in todo:  # grows while it is read
+        links[one] = (one.plain(),) if isinstance(one, Fan) else one.parents()
+        for parent in links[one]:
             if parent not in uses:
                 uses[parent] = 0
                 todo.append(parent)
             uses[parent] += 1
-    found, ready = {root: Value(1.0)}, [root]
-    while ready:
-        one = ready.pop()
-        for parent, slope_ in slopes[one]:
-            if not isinstance(slope_, Value) and not -MAX <= slope_ <= MAX:
-                raise failure(
-                    one._op, f"the derivative of {one._op!r} at {parent.data!r}", "it is not finite"
-                )
-            part = found[one] * slope_
-            found[parent] = found[parent] + part if parent in found else part
+    order = [root]
+    for one in order:
+        for parent in links[one]:
             uses[parent] -= 1
             if not uses[parent]:
-                ready.append(parent)
-    return found
+                order.append(parent)
+    return order
 
 
-def _slopes(one: Value) -> list[tuple[Value, Number]]:
-    """Return the inputs of a node, each with its local derivative as a Value or constant."""
-    if isinstance(one, Fan):
-        return [(one.plain(), 1.0)]
+def _slopes(one: Value) -> Sequence[Number]:
+    """Return a node's local derivatives by its inputs, as Values or constants."""
     a, b = one._a, one._b
-    if a is None:
-        return []
-    slopes = slopes_of(one._op, one, a, one._db if b is None else b)
-    return list(zip(one.parents(), slopes or (one._da, one._db), strict=False))
+    if isinstance(one, Fan):
+        return (1.0,)
+    assert a is not None, "a leaf has no inputs"
+    return slopes_of(one._op, one, a, one._db if b is None else b) or (one._da, one._db)
 
 
 def slopes_of(op: str, y: Value, a: Value, b: Any) -> tuple[Number, ...] | None:
@@ -84,7 +100,9 @@ def slopes_of(op: str, y: Value, a: Value, b: Any) -> tuple[Number, ...] | None:
             return 1.0 / b, -y / b
         case "**":
             by_base = b * a ** (b - 1.0) if plain(b) or (isinstance(b, Value) and a.data) else 0.0
-            return by_base, y * a.log() if isinstance(b, Value) and a.data else 0.0
+            # Without a logarithm it is the number in the node: 0 at 0, and undefined below.
+            by_exponent = y * a.log() if isinstance(b, Value) and a.data > 0.0 else y._db
+            return by_base, by_exponent
         case "c**":
             return (y * math.log(b) if b > 0.0 else y._da,)
         case "exp":
@@ -92,7 +110,7 @@ def slopes_of(op: str, y: Value, a: Value, b: Any) -> tuple[Number, ...] | None:
         case "log":
             return (1.0 / a,)
         case "sqrt":
-            return (0.5 / y,)
+            return (0.5 / y if y.data else y._da,)
         case "tanh":
             return (1.0 - y * y,)
         case "sigmoid":

@@ -18,7 +18,7 @@ network (to rounding; the tests hold them equal); `MLP(..., fused=False)` is the
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from operator import add, mul
 from pathlib import Path
@@ -146,9 +146,10 @@ class Weights:
         both = zip((*self.column_grads, self.bias_grads), self.fresh, strict=True)
         return all(all(map(math.isfinite, map(add, grads, fresh))) for grads, fresh in both)
 
-    def keep(self) -> None:
+    def keep(self, undo: list[tuple[Floats, Floats]]) -> None:
         """Add what `close` computed to the gradients, in place: Parameters look at them."""
         for grads, fresh in zip((*self.column_grads, self.bias_grads), self.fresh, strict=False):
+            undo.append((grads, grads[:]))
             grads[:] = map(add, grads, fresh)
         self.forget()
 
@@ -156,10 +157,11 @@ class Weights:
 class Parameter(Value):
     """A Value that lives in a list: `data` is values[i], and `grad` is grads[i].
 
-    It behaves as any leaf, and a layer can compute with the whole list at once.
+    It behaves as any leaf, and a layer can compute with the whole list at once. It takes other
+    attributes too, such as a program's own momentum.
     """
 
-    __slots__ = ("_grads", "_i", "_values", "_weights")
+    __slots__ = ("__dict__", "_grads", "_i", "_values", "_weights")
 
     def __init__(self, weights: Weights, values: Floats, grads: Floats, i: int) -> None:
         self._weights = weights
@@ -230,14 +232,28 @@ class Module:
 
     def _named_neurons(self) -> "Iterator[tuple[str, Neuron]]":
         """Yield the neurons with their names, such as `layers.0.neurons.2`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs a _named_neurons() of its own")
 
 
-class _Views(list[Value]):
-    """A neuron's weights; another Value in their place would not be seen by a fused layer."""
+class _Fixed(tuple[Any, ...]):
+    """The weights of a fused neuron, or the neurons of a fused layer.
+
+    Another in their place would not be seen by what computes with the lists behind them.
+    """
+
+    __slots__ = ()
 
     def __setitem__(self, *_: Any) -> None:
-        raise UsageError("a weight is fixed; change its number: neuron.w[i].data = ...")
+        raise UsageError(
+            "the parts of a fused layer are fixed; change a weight's number, "
+            "neuron.w[i].data = ..., or make the network with fused=False"
+        )
+
+    def __add__(self, other: Iterable[Any]) -> list[Any]:  # type: ignore[override]
+        return [*self, *other]
+
+    def __radd__(self, other: Iterable[Any]) -> list[Any]:
+        return [*other, *self]
 
 
 class Neuron(Module):
@@ -250,7 +266,7 @@ class Neuron(Module):
 
     def __init__(
         self,
-        n_inputs: int,
+        nin: int,
         nonlin: bool = True,
         *,
         activation: str = "relu",
@@ -264,27 +280,42 @@ class Neuron(Module):
         self.activation = activation if nonlin else "linear"
         self._act = ACTIVATIONS[self.activation]
         draw = _named(INITS, init, "init")
-        numbers = [draw(rng or random, n_inputs, n_outputs) for _ in range(_size(n_inputs))]
-        self._w: list[Value]
+        numbers = [draw(rng or random, nin, n_outputs) for _ in range(_size(nin))]
+        self._w: Sequence[Value]
         self._b: Value
         if weights is None:
             self._w, self._b = [Value(x) for x in numbers], Value(0.0)
         else:
             pairs = zip(weights.columns, weights.column_grads, strict=True)
-            self._w = _Views(Parameter(weights, values, grads, i) for values, grads in pairs)
+            self._w = _Fixed(Parameter(weights, values, grads, i) for values, grads in pairs)
             self._b = Parameter(weights, weights.bias, weights.bias_grads, i)
             for w, x in zip(self._w, numbers, strict=True):
                 w.data = x
 
     @property
-    def w(self) -> list[Value]:
-        """The weights, one for each input."""
+    def w(self) -> Sequence[Value]:
+        """The weights, one for each input; of a fused layer they can't be replaced."""
         return self._w
+
+    @w.setter
+    def w(self, weights: Sequence[Value]) -> None:
+        self._replaceable()
+        self._w = list(weights)
 
     @property
     def b(self) -> Value:
         """The bias."""
         return self._b
+
+    @b.setter
+    def b(self, bias: Value) -> None:
+        self._replaceable()
+        self._b = bias
+
+    def _replaceable(self) -> None:
+        """Raise UsageError where the parameters live in a fused layer."""
+        if isinstance(self._w, _Fixed):
+            self._w[0] = None
 
     @property
     def nonlin(self) -> bool:
@@ -318,19 +349,20 @@ class Layer(Module):
 
     def __init__(
         self,
-        n_inputs: int,
-        n_outputs: int,
+        nin: int,
+        nout: int,
         nonlin: bool = True,
         *,
         fused: bool = True,
         **kwargs: Any,
     ) -> None:
         self.fused = fused
-        self.weights = Weights(_size(n_inputs), _size(n_outputs)) if fused else None
-        self.neurons = [
-            Neuron(n_inputs, nonlin, n_outputs=n_outputs, weights=self.weights, i=i, **kwargs)
-            for i in range(_size(n_outputs))
+        self.weights = Weights(_size(nin), _size(nout)) if fused else None
+        neurons = [
+            Neuron(nin, nonlin, n_outputs=nout, weights=self.weights, i=i, **kwargs)
+            for i in range(_size(nout))
         ]
+        self.neurons: Sequence[Neuron] = _Fixed(neurons) if fused else neurons
         self.activation = self.neurons[0].activation
         self.act = ACTIVATIONS[self.activation]
 
@@ -356,22 +388,25 @@ class Layer(Module):
 
 
 class MLP(Module):
-    """A multi-layer perceptron: `n_outputs` names the size of each layer; the last is linear.
+    """A multi-layer perceptron: `nouts` has the size of each layer; the last is linear.
 
     Keywords: `activation` (relu, tanh, sigmoid, linear), `init` (uniform, he, xavier), `rng`, a
     random.Random, and `fused` (see above). Raises UsageError for what is none of these.
     """
 
-    def __init__(self, n_inputs: int, n_outputs: Sequence[int], **kwargs: Any) -> None:
-        if not isinstance(n_outputs, Sequence) or not n_outputs:
-            raise UsageError("an MLP needs at least one layer, such as MLP(2, [16, 16, 1])")
-        sizes = [_size(n) for n in (n_inputs, *n_outputs)]
+    def __init__(self, nin: int, nouts: Sequence[int], **kwargs: Any) -> None:
+        if not isinstance(nouts, Sequence) or not nouts:
+            raise UsageError(f"{nouts!r}: an MLP needs a list of layer sizes, such as [16, 16, 1]")
+        self.sizes = [_size(n) for n in (nin, *nouts)]
         self.layers = [
-            Layer(a, b, nonlin=i < len(n_outputs) - 1, **kwargs)
-            for i, (a, b) in enumerate(pairwise(sizes))
+            Layer(a, b, nonlin=i < len(nouts) - 1, **kwargs)
+            for i, (a, b) in enumerate(pairwise(self.sizes))
         ]
-        self.sizes = sizes
-        self.fused = self.layers[0].fused
+
+    @property
+    def fused(self) -> bool:
+        """Whether one node computes the whole network."""
+        return all([layer.fused for layer in self.layers])  # noqa: C419  # a list is faster
 
     def __call__(self, x: Sequence[Number]) -> Any:
         """Return the output for the inputs `x`, or where there are several, their list."""
@@ -392,9 +427,16 @@ class MLP(Module):
                 yield f"layers.{k}.{name}", neuron
 
     def save(self, path: str | Path) -> None:
-        """Write sizes, activation and numbers as JSON, whole or not at all (see `saving`)."""
-        state = {"sizes": self.sizes, "activation": self.layers[0].activation}
-        saving.write_model(Path(path), state | {"state": self.state_dict()})
+        """Write sizes, activation and numbers as JSON, whole or not at all (see `saving`).
+
+        Raises UsageError for layers that were put in by hand and `load` would not make.
+        """
+        activation = self.layers[0].activation if len(self.layers) > 1 else "linear"
+        twin = MLP(self.sizes[0], self.sizes[1:], activation=activation)
+        if repr(twin) != repr(self):
+            raise UsageError("only an MLP as MLP(...) makes it can be saved; this one was changed")
+        body = {"sizes": self.sizes, "activation": activation, "state": self.state_dict()}
+        saving.write_model(Path(path), body)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -404,9 +446,13 @@ class MLP(Module):
         """
         saved = saving.read_model(Path(path))
         try:
-            sizes = saved["sizes"]
+            sizes, state = [_size(n) for n in saved["sizes"]], saved["state"]
+            # Before anything of that size is made: each neuron must be in the file.
+            found = {name: len(values) for name, values in state.items()}
+            if sum(sizes[1:]) != len(found) or found != _lengths(sizes):
+                raise ArtefactError(f"its numbers are not those of layers of sizes {sizes[:8]}")
             model = cls(sizes[0], sizes[1:], activation=saved["activation"])
-            model.load_state_dict(saved["state"])
+            model.load_state_dict(state)
         except (MicrogradError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ArtefactError(f"{path} holds no MLP: {error}") from None
         return model
@@ -426,7 +472,7 @@ class Forward(Fan):
         self._layers = layers
         self._weights = tuple([layer.weights for layer in layers if layer.weights])
         _check_inputs(x, len(self._weights[0].columns), "this network")
-        self._x = x
+        self._x = x = tuple(x)  # the caller may put other things into theirs
         self._fan = tuple([v for v in x if isinstance(v, Value)])
         xs = [v.data if isinstance(v, Value) else number(v) for v in x]
         self._trace = [xs]  # the inputs, then the outputs of each layer
@@ -502,6 +548,15 @@ def _plain(layers: Sequence[Layer], x: Sequence[Number]) -> list[Value]:
     for layer in layers:
         outputs = layer.plain(outputs)
     return list(outputs)  # type: ignore[arg-type]
+
+
+def _lengths(sizes: Sequence[int]) -> dict[str, int]:
+    """Return how many numbers each neuron of an MLP of these sizes has, by its name."""
+    return {
+        f"layers.{k}.neurons.{i}": n_in + 1
+        for k, (n_in, n_out) in enumerate(pairwise(sizes))
+        for i in range(n_out)
+    }
 
 
 def _check_inputs(x: Sequence[Number], n_inputs: int, who: str) -> None:

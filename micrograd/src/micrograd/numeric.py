@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from micrograd.errors import DataError, NumericalError
@@ -77,14 +78,20 @@ def sigmoid(x: float) -> float:
 
 def failure(op: str, what: str, why: str, line: str | None = None) -> NumericalError:
     """Return the error of operation `op`, with the line of the user's program that led to it."""
-    error = NumericalError(f"{what} at {line or user_line()}: {why}")
+    line = line or user_line()
+    error = NumericalError(f"{what} at {line}: {why}" if line else f"{what}: {why}")
     error.add_note(f"operation: {op}")
     return error
 
 
 def user_line() -> str:
-    """Return `file:line` of the innermost running line that is not part of this package."""
-    frame = sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").rpartition(".")[0] == __package__:
+    """Return `file:line` of the innermost running line that is not part of this package.
+
+    "" where there is none, as in `python -m micrograd.train`.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame and frame.f_globals.get("__package__") == __package__:
         frame = frame.f_back
+    if frame is None or frame.f_globals.get("__name__") == "runpy":
+        return ""
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
