@@ -42,8 +42,8 @@ def train_textbook(words: Iterable[str], n_merges: int, tie_break: str = "smalle
 
     The most frequent pair wins. Among equally frequent pairs `tie_break="smallest"` takes the one
     with the smallest ids, so that the order of the words has no say; `"minbpe"` takes the one met
-    first when the words are read in order, as karpathy's code does. Stops early when no pair is
-    left.
+    first when the words are read in order, as karpathy's code does; `"rustbpe"` is "smallest".
+    Stops early when no pair is left.
     """
     chunks: list[list[int]] = [list(word.encode("utf-8")) for word in words]
     merges: list[Pair] = []
@@ -53,10 +53,10 @@ def train_textbook(words: Iterable[str], n_merges: int, tie_break: str = "smalle
             get_stats(ids, stats)
         if not stats:
             break
-        if tie_break == "smallest":
-            pair = min(stats, key=lambda pair: (-stats[pair], pair))
-        else:  # max() keeps the first of equals, and a dict keeps the order of arrival
+        if tie_break == "minbpe":  # max() keeps the first of equals, a dict the order of arrival
             pair = max(stats, key=lambda pair: stats[pair])
+        else:
+            pair = min(stats, key=lambda pair: (-stats[pair], pair))
         chunks = [merge(ids, pair, idx) for ids in chunks]
         merges.append(pair)
     return merges

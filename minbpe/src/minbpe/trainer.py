@@ -3,11 +3,10 @@
 Four ideas, none of which changes a single merge:
 
 1. Most pre-tokens of a text are repetitions. Each distinct one is kept once, with its count.
-2. A word is a Python *string* whose characters are token ids: "hug" is `"hug"`, and after the
-   merge (u, g) -> 256 it is `"hĀ"`, as chr(256) is "Ā". Finding and replacing a pair are then
-   `str.partition` and `str.join`, which run at the speed of C.
-3. `where` remembers in which words a pair occurs, so that a merge touches only those words, and
-   only the pairs next to a merged place are counted anew.
+2. A list of the places of each pair: a merge touches only those, and only the pairs next to a
+   merged place are counted anew.
+3. The first merges have thousands of places, and numpy does them all at once (`minbpe.flat`); the
+   many later ones have a few, and go to strings whose characters are token ids (`minbpe.words`).
 4. A pair is born with the merge that made its newer half, and from then on its count only falls.
    So pairs wait in a bucket per count, the highest bucket is opened first, and a pair whose count
    has fallen meanwhile is moved down only when its turn comes (lazy deletion).
@@ -16,25 +15,31 @@ Ties are broken exactly, by one of two rules (`TIE_BREAKS`).
 """
 
 import gc
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from itertools import pairwise
 from typing import Protocol
 
-import numpy as np
-
+from minbpe.flat import FlatCorpus, split_words
 from minbpe.textbook import Pair
+from minbpe.words import WordCorpus
 
-TIE_BREAKS = ("smallest", "minbpe")
+TIE_BREAKS = ("smallest", "minbpe", "rustbpe")
 """`smallest`: of equally frequent pairs the one with the smallest ids, so that merges depend on the
 words and their counts alone and never on their order. `minbpe`: the pair met first when the words
-are read in the order of their first appearance, which is what karpathy's minbpe gives."""
+are read in the order of their first appearance, which is what karpathy's minbpe gives. `rustbpe`:
+the rule of the trainer of nanochat, which is `smallest` by another name."""
 
 Progress = Callable[[int, int, int], None]
 """Called after each merge with its left id, its right id and its count."""
+
+
+FEW_PLACES = 100
+"""Places of a pair below which strings are faster than arrays; measured on 25 MB of English."""
+
+LONG_WORD = 1000
+"""Ids in the word that a place is in, on average, from which on arrays are always faster."""
 
 
 @dataclass(frozen=True)
@@ -56,122 +61,63 @@ def train_words(
     `word_counts` maps a pre-token to how often it occurs, in the order of first appearance (which
     matters to `tie_break="minbpe"` alone).
     """
-    corpus = _Corpus(word_counts)
     merges: list[Pair] = []
     with _collector_off():
-        queue = _Queue(corpus, _Smallest() if tie_break == "smallest" else _FirstMet(corpus))
-        while len(merges) < n_merges and (pair := queue.pop()):
-            merges.append((ord(pair[0]), ord(pair[1])))
-            for fresh in corpus.merge(pair, chr(255 + len(merges))):
-                queue.push(fresh)
-            if progress is not None:
-                progress(*merges[-1], queue.count)
-    return Trained(merges, dict(zip(word_counts, corpus.words, strict=True)))
+        flat = FlatCorpus(word_counts)
+        least = FEW_PLACES if flat.mean_length < LONG_WORD else 0
+        _merge_all(flat, merges, n_merges, tie_break, progress, least)
+        ids, freq, counts = flat.without_holes(), flat.freq, flat.counts
+        del flat  # its lists of places are memory for the next ones
+        if len(merges) < n_merges:
+            rest = WordCorpus(ids, freq, counts)
+            _merge_all(rest, merges, n_merges, tie_break, progress)
+            words = rest.words
+        else:
+            words = split_words(ids)
+    return Trained(merges, dict(zip(word_counts, words, strict=True)))
 
 
-class _Corpus:
-    """The distinct words as strings of token ids, with the count and the places of every pair."""
+class _Corpus(Protocol):
+    """Words of ids, as arrays or as strings; see `FlatCorpus` and `WordCorpus`."""
 
-    def __init__(self, word_counts: Mapping[str, int]) -> None:
-        # Latin-1 maps byte 0..255 to the character of the same number, our ids 0..255.
-        self.words = [
-            word if word.isascii() else word.encode("utf-8").decode("latin-1")
-            for word in word_counts
-        ]
-        self.freq = list(word_counts.values())
-        self.counts: dict[str, int] = {}  # pair -> how often it occurs in the corpus
-        self.where: dict[str, list[int]] = {}  # pair -> ascending word numbers, once a place
-        self._count_pairs()
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each pair occurs."""
 
-    def _count_pairs(self) -> None:
-        """Fill `counts` and `where` by one stable sort of all pairs, as keys left * 256 + right."""
-        flat = np.frombuffer("".join(self.words).encode("latin-1"), np.uint8).astype(np.uint16)
-        owner = np.repeat(np.arange(len(self.words)), [len(word) for word in self.words])
-        inside = owner[:-1] == owner[1:]  # no pair spans two words
-        keys, owner = (flat[:-1] << 8 | flat[1:])[inside], owner[:-1][inside]
-        if not keys.size:
-            return
-        order = np.argsort(keys, kind="stable")
-        keys, owner = keys[order], owner[order]
-        starts = np.flatnonzero(np.diff(keys, prepend=keys[0] ^ 1))
-        totals = np.add.reduceat(np.array(self.freq, dtype=np.int64)[owner], starts).tolist()
-        places, bounds = owner.tolist(), [*starts.tolist(), len(keys)]
-        for k, key in enumerate(keys[starts].tolist()):
-            pair = chr(key >> 8) + chr(key & 255)
-            self.counts[pair] = totals[k]
-            self.where[pair] = places[bounds[k] : bounds[k + 1]]
+    @property
+    def where(self) -> Mapping[str, Sized]:
+        """The places of each pair, and perhaps some that are no more."""
 
     def merge(self, pair: str, new: str) -> list[str]:
-        """Replace `pair` by the token `new` in all words; return the pairs this created.
+        """Replace `pair` by `new` everywhere and return the pairs this created."""
 
-        Of a place `x a b y` the pairs (x, a) and (b, y) become (x, new) and (new, y): `lefts[x]`
-        and `rights[y]` collect the words in which that happens.
-        """
-        lefts: dict[str, list[int]] = defaultdict(list)
-        rights: dict[str, list[int]] = defaultdict(list)
-        words, last = self.words, -1
-        for i in self.where[pair]:
-            if i == last:  # listed once for each place, and all are done at the first
-                continue
-            last = i
-            left, found, right = words[i].partition(pair)
-            if not found:  # an earlier merge took it apart
-                continue
-            if pair in right:
-                parts = words[i].split(pair)
-                words[i] = new.join(parts)
-                _note_neighbours(parts, new, i, lefts, rights)
-                continue
-            words[i] = left + new + right
-            if left:
-                lefts[left[-1]].append(i)
-            if right:
-                rights[right[0]].append(i)
-        a, b = pair[0], pair[1]
-        for x, places in lefts.items():
-            self._rename(x + a, x + new, places)
-        for y, places in rights.items():
-            self._rename(b + (a if y == new else y), new + y, places)
-        self.counts.pop(pair, None)
-        self.where.pop(pair, None)
-        return [x + new for x in lefts] + [new + y for y in rights]
+    def first(self, pair: str) -> int:
+        """Return a number that is smaller the earlier `pair` first occurs; equal within a word."""
 
-    def _rename(self, old: str, new: str, places: list[int]) -> None:
-        """Note that in `places` the pair `old` has become the pair `new`."""
-        n = sum(map(self.freq.__getitem__, places))
-        self.counts[new], self.where[new] = n, places
-        rest = self.counts.get(old, 0) - n
-        if rest > 0:
-            self.counts[old] = rest
-        else:  # gone, or the pair that is being merged: "aaa" holds (a, a) twice
-            self.counts.pop(old, None)
-            self.where.pop(old, None)
-
-    def first_word(self, pair: str) -> int:
-        """Return the number of the first word that holds `pair`."""
-        places = self.where[pair]
-        for k, i in enumerate(places):
-            if pair in self.words[i]:
-                del places[:k]  # stale ones, never to be looked at again
-                return i
-        raise AssertionError(f"the pair {pair!r} has a count but no place")
+    def first_in(self, number: int, pairs: set[str], /) -> str:
+        """Return which of the `pairs` with that number comes first."""
 
 
-def _note_neighbours(
-    parts: list[str], new: str, i: int, lefts: dict[str, list[int]], rights: dict[str, list[int]]
+def _merge_all(
+    corpus: _Corpus,
+    merges: list[Pair],
+    n_merges: int,
+    tie_break: str,
+    progress: Progress | None,
+    least: int = 0,
 ) -> None:
-    """Collect the neighbours where word `i`, split at the pair into `parts`, holds it repeatedly.
-
-    An empty part between two others means that two merged places touch: the pair (new, new).
-    """
-    end = len(parts) - 1
-    for k, (before, after) in enumerate(pairwise(parts)):
-        if before:
-            lefts[before[-1]].append(i)
-        if after:
-            rights[after[0]].append(i)
-        elif k + 1 < end:
-            rights[new].append(i)
+    """Add to `merges` until there are `n_merges`, or most pairs have fewer than `least` places."""
+    queue = _Queue(corpus.counts, _FirstMet(corpus) if tie_break == "minbpe" else _Smallest())
+    usual = 0.0  # places of a pair: a running mean over some 64 merges
+    while len(merges) < n_merges and (pair := queue.pop()):
+        found = len(corpus.where[pair])
+        usual = usual + (found - usual) / 64 if usual else found
+        if usual < least:
+            return
+        merges.append((ord(pair[0]), ord(pair[1])))
+        queue.push(corpus.merge(pair, chr(255 + len(merges))))
+        if progress is not None:
+            progress(*merges[-1], queue.count)
 
 
 class _Ties(Protocol):
@@ -206,11 +152,11 @@ class _FirstMet:
 
     def __init__(self, corpus: _Corpus) -> None:
         self.corpus = corpus
-        self.heap: list[int] = []  # word numbers
-        self.groups: dict[int, set[str]] = {}  # word number -> pairs that occur first in it
+        self.heap: list[int] = []  # numbers of first words, or places
+        self.groups: dict[int, set[str]] = {}  # number -> pairs that occur first there
 
     def add(self, pair: str) -> None:
-        i = self.corpus.first_word(pair)
+        i = self.corpus.first(pair)
         if i not in self.groups:
             self.groups[i] = set()
             heappush(self.heap, i)
@@ -220,7 +166,7 @@ class _FirstMet:
         while self.heap:
             i = self.heap[0]
             if group := self.groups[i]:
-                pair = _first_in(self.corpus.words[i], group)
+                pair = self.corpus.first_in(i, group)
                 group.remove(pair)
                 return pair
             heappop(self.heap)
@@ -228,40 +174,28 @@ class _FirstMet:
         return None
 
 
-def _first_in(word: str, pairs: set[str]) -> str:
-    """Return the one of `pairs` that comes first in `word`, or any if none does."""
-    if len(pairs) == 1:
-        return next(iter(pairs))
-    if len(pairs) < 8:  # a long word (BasicTokenizer's only one) is then searched at C's speed
-        return min(pairs, key=lambda pair: word.find(pair) % (len(word) + 1))  # -1: behind all
-    for two in map(str.__add__, word, word[1:]):
-        if two in pairs:
-            return two
-    return next(iter(pairs))
-
-
 class _Queue:
     """All pairs, most frequent first, with lazy deletion."""
 
-    def __init__(self, corpus: _Corpus, ties: _Ties) -> None:
-        self.counts = corpus.counts
+    def __init__(self, counts: dict[str, int], ties: _Ties) -> None:
+        self.counts = counts
         self.ties = ties
         self.count = 0  # of the pairs in `ties`
         self.levels: list[int] = []  # a heap of the negated counts that have a bucket
         self.buckets: dict[int, list[str]] = {}
-        for pair in self.counts:
-            self.push(pair)
+        self.push(counts)
 
-    def push(self, pair: str) -> None:
-        """File a pair under its present count, which is at most that of the last `pop`."""
-        count = self.counts[pair]
-        if count == self.count:
-            self.ties.add(pair)
-        elif count in self.buckets:
-            self.buckets[count].append(pair)
-        else:
-            self.buckets[count] = [pair]
-            heappush(self.levels, -count)
+    def push(self, pairs: Iterable[str]) -> None:
+        """File pairs under their present counts, which are at most that of the last `pop`."""
+        for pair in pairs:
+            count = self.counts[pair]
+            if count == self.count:
+                self.ties.add(pair)
+            elif count in self.buckets:
+                self.buckets[count].append(pair)
+            else:
+                self.buckets[count] = [pair]
+                heappush(self.levels, -count)
 
     def pop(self) -> str | None:
         """Take out the most frequent pair; None when no pair is left."""
@@ -271,13 +205,11 @@ class _Queue:
                 if count == self.count:
                     return pair
                 if count:
-                    self.push(pair)
+                    self.push([pair])
             if not self.levels:
                 return None
             self.count = -heappop(self.levels)
-            for pair in self.buckets.pop(self.count):
-                if pair in self.counts:
-                    self.push(pair)
+            self.push(filter(self.counts.__contains__, self.buckets.pop(self.count)))
 
 
 @contextmanager
