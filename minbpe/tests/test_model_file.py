@@ -46,6 +46,16 @@ def refusal(path: Path, content: bytes) -> str:
     return message
 
 
+def parse_refusal(path: Path, content: bytes) -> str:
+    """Check that a file with this content is refused, and return the message."""
+    with pytest.raises(TokenizerFileError) as error:
+        files.parse_model(path, content)
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
 def sealed(lines: list[bytes]) -> bytes:
     """Return a file of these lines with a right checksum, as a clever forger would."""
     body = b"\n".join(lines) + b"\n"
@@ -120,7 +130,8 @@ def test_a_file_can_be_read_by_a_learner(tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "t")
     lines = (tmp_path / "t.model").read_text().splitlines()
     documented = [line[4:] for line in (files.__doc__ or "").splitlines() if line[:4] == "    "]
-    assert lines[:-1] == documented[:-1]
+    assert lines[:-1] == documented[: len(lines) - 1]
+    assert documented[len(lines) - 1].startswith("sha256 ")
 
 
 def test_bytes_that_are_no_text_and_long_tokens_are_shown_briefly() -> None:
@@ -177,7 +188,7 @@ def test_files_of_karpathys_minbpe_are_read(tmp_path: Path) -> None:
         (b"minbpe v1\nx\n0\n97 98 99\n", "line 4: a merge is two ids"),
         (b"minbpe v1\nx\n0\n97 98\n97 98\n", "line 5: the merge of 97 and 98 is there twice"),
         (b"minbpe v1\nx\n0\n97 98\n97 9", "line 5: the last line has no end"),
-        (b"minbpe v1\nx\n1\n<|a|> 256\n97 98\n", "has id 256, which a merge has too"),
+        (b"minbpe v1\nx\n1\n<|a|> 256\n97 98\n", "has id 256, which another token has"),
         (b"minbpe v1\nx\n2\na 300\na 301\n", "line 5: special token 'a' is empty or repeated"),
     ],
 )
@@ -205,7 +216,8 @@ def test_case_09_any_flipped_bit_is_refused(saved: Path) -> None:
         for bit in range(8):
             flipped = bytearray(content)
             flipped[place] ^= 1 << bit
-            refusal(saved, bytes(flipped))
+            parse_refusal(saved, bytes(flipped))
+    refusal(saved, bytes(flipped))
 
 
 def test_case_09_swapped_lines_are_refused_by_number(saved: Path) -> None:
@@ -221,8 +233,8 @@ def test_case_09_swapped_lines_are_refused_by_number(saved: Path) -> None:
 
 def test_case_09_a_newer_version_is_refused_as_newer(saved: Path) -> None:
     """So that nobody looks for damage."""
-    content = saved.read_bytes().replace(b"minbpe v2", b"minbpe v3")
-    assert "line 1: 'minbpe v3' was written by a newer minbpe" in refusal(saved, content)
+    content = saved.read_bytes().replace(b"minbpe v2", b"minbpe v4")
+    assert "line 1: 'minbpe v4' was written by a newer minbpe" in refusal(saved, content)
 
 
 def test_case_09_something_else_is_refused(saved: Path) -> None:
@@ -274,7 +286,7 @@ def test_case_10_a_repeated_merge_and_a_doubled_id_are_refused(tmp_path: Path) -
     found = refusal(path, small(b'256 97 98 "ab"', b'257 97 98 "ab"'))
     assert "line 6: the merge of 97 and 98 is there twice" in found
     found = refusal(path, small(b'256 97 98 "ab"', special=(b'256 "<|x|>"',)))
-    assert "special token '<|x|>' has id 256, which a merge has too" in found
+    assert "special token '<|x|>' has id 256, which another token has" in found
     found = refusal(path, small(special=(b'300 "x"', b'300 "y"')))
     assert 'line 5: special token "y" is empty, repeated or out of order' in found
     assert "line 4: special token null" in refusal(path, small(special=(b"300 null",)))
@@ -306,6 +318,133 @@ def test_case_11_a_header_that_claims_too_much_is_refused(
     """By a cap and by the lines there are, before anything is allocated."""
     found = refusal(tmp_path / "t.model", small(b'256 97 98 "ab"', count=count))
     assert "line 4: " in found
+    assert message in found
+
+
+# ---- the file of a tokenizer by ranks
+
+
+RANKS = {bytes([255 - byte]): byte for byte in range(256)} | {b"hu": 256, b"\xc3\xa4": 300}
+
+
+@pytest.fixture
+def ranked(tmp_path: Path) -> Path:
+    """Write a small tokenizer by ranks, with a gap in its ids."""
+    special = {"<|end|>": 299, "<|é ü|>": 301}
+    files.write_model(tmp_path / "r.model", files.RankModel(r"\s+|\S+", RANKS, special))
+    return tmp_path / "r.model"
+
+
+def rank_lines(*changed: tuple[int, bytes]) -> list[bytes]:
+    """Return the lines of the smallest file, with some of them changed (by number, from 1)."""
+    model = files.RankModel("x", {bytes([byte]): byte for byte in range(256)})
+    lines = model.render().splitlines()[:-1]
+    for number, line in changed:
+        lines[number - 1] = line
+    return lines
+
+
+def test_a_rank_file_gives_back_what_was_written(ranked: Path) -> None:
+    """Ranks in the order of their ids, pattern and special tokens; the same bytes again."""
+    model = files.read_model(ranked)
+    assert isinstance(model, files.RankModel)
+    assert list(model.ranks.items()) == list(RANKS.items())
+    assert model.pattern == r"\s+|\S+"
+    assert model.special_tokens == {"<|end|>": 299, "<|é ü|>": 301}
+    assert model.render() == ranked.read_bytes()
+    assert ranked.read_text(encoding="utf-8").endswith(f"\nsha256 {model.digest()}\n")
+
+
+def test_a_rank_file_can_be_read_by_a_learner(ranked: Path) -> None:
+    """Id, base64 and text on a line, as the documentation shows."""
+    lines = ranked.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "minbpe v3"
+    assert lines[4] == '301 "<|é ü|>"'
+    assert lines[5:7] == ["tokens 258", r'0 /w== "\\xff"']
+    assert lines[-3:-1] == ['256 aHU= "hu"', '300 w6Q= "ä"']
+    assert '    256 aHU= "hu"\n' in (files.__doc__ or "")
+
+
+def test_case_09_a_rank_file_truncated_anywhere_is_refused(ranked: Path) -> None:
+    """At each of its bytes."""
+    content = ranked.read_bytes()
+    for end in range(len(content)):
+        parse_refusal(ranked, content[:end])
+
+
+def test_case_09_a_flipped_bit_in_a_rank_file_is_refused(ranked: Path) -> None:
+    """One bit of each byte, and another one of the next."""
+    content = ranked.read_bytes()
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place * 5 % 8
+        parse_refusal(ranked, bytes(flipped))
+
+
+def test_case_09_swapped_lines_of_a_rank_file_are_refused_by_number(ranked: Path) -> None:
+    """Neighbours and lines far apart, also when the checksum is made to fit."""
+    lines = ranked.read_bytes().splitlines()[:-1]
+    for i in range(1, len(lines)):
+        for j in (i - 1, i // 2):
+            swapped = list(lines)
+            swapped[i], swapped[j] = lines[j], lines[i]
+            found = parse_refusal(ranked, sealed(swapped))
+            # An id that comes too early shows at the one after it, as ids may have gaps.
+            assert any(f"line {k + 1}: " in found for k in (j, j + 1, i))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'9223372036854775808 YQ== "a"', "id 9223372036854775808 is too large"),
+        (b'1114112 YQ== "a"', "id 1114112 is too large"),
+        (b'-1 YQ== "a"', "id '-1' is not a number"),
+        (b'097 YQ== "a"', "id '097' is not a number"),
+        (b'96 YQ== "a"', "token 96 is empty, there twice or out of order"),
+        (b'97 YA== "`"', "token 97 is empty, there twice or out of order"),
+        (b'97  ""', "token 97 is empty, there twice or out of order"),
+        (b'97 YQ== "b"', 'the bytes are "a", the line says YQ== "b"'),
+        (b"97 YQ==", 'the bytes are "a", the line says YQ=='),
+        (b'97 YR== "a"', 'the bytes are "a", the line says YR=='),
+        (b'97 YQ "a"', "a token is 'id base64 \"text\"'"),
+        ('97 ä== "a"'.encode(), "a token is 'id base64 \"text\"'"),
+        (b"97", "token 97 is empty, there twice or out of order"),
+    ],
+)
+def test_case_10_an_impossible_token_is_refused_at_its_line(
+    tmp_path: Path, line: bytes, message: str
+) -> None:
+    """Even when the checksum fits."""
+    found = parse_refusal(tmp_path / "r.model", sealed(rank_lines((102, line))))
+    assert "line 102: " in found
+    assert message in found
+
+
+def test_case_10_a_missing_byte_and_a_doubled_id_are_refused(tmp_path: Path) -> None:
+    """Without a byte some text has no ids; a special token's id is its own."""
+    path = tmp_path / "r.model"
+    found = parse_refusal(path, sealed(rank_lines((102, b'97 YWI= "ab"'))))
+    assert "the byte 0x61 is no token; all 256 must be" in found
+    special = [(3, b'special_tokens 1\n97 "<|x|>"')]
+    found = parse_refusal(path, sealed(rank_lines(*special)))
+    assert "special token '<|x|>' has id 97, which another token has" in found
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (b"1000000000", "the count of tokens 1000000000 is too large"),
+        (b"1" + b"0" * 5000, "is too large"),
+        (b"1000000", "announces 1000000 lines, the file ends before"),
+        (b"255", "line 259: the byte 0xff is no token"),
+        (b"-1", "is not a number"),
+    ],
+)
+def test_case_11_a_rank_file_that_claims_too_much_is_refused(
+    tmp_path: Path, count: bytes, message: str
+) -> None:
+    """By a cap and by the lines there are, before anything is allocated."""
+    found = parse_refusal(tmp_path / "r.model", sealed(rank_lines((4, b"tokens " + count))))
     assert message in found
 
 

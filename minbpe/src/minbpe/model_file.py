@@ -13,24 +13,33 @@ A merge line says: token 257 is token 256 followed by token 103, and stands for 
 JSON (a byte that is no UTF-8 is written \\xe4, and of a token over 64 bytes the start), `pattern
 null` is a tokenizer that splits nothing, and the last line is the SHA-256 of all lines above it.
 
+A tokenizer by ranks, such as GPT-4's, has no list of merges. Its file, `minbpe v3`, has instead a
+line for each token in the order of its id, with the bytes in base64 and as text:
+
+    tokens 257
+    0 IQ== "!"
+    ...
+    256 aHU= "hu"
+
 Reading checks, in this order: size and version, each line on its own (so that a message can name
 the line), and the checksum. It gives a whole model or raises TokenizerFileError, never a part.
 Files of karpathy's minbpe (version 1) are read as well.
 """
 
-import contextlib
+import binascii
 import hashlib
 import json
-import os
 import re
-import secrets
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minbpe.errors import ResourceError, TokenizerFileError, UsageError
+from minbpe.errors import TokenizerFileError, UsageError
+from minbpe.files import whole_file
 from minbpe.textbook import Pair
 
 MAGIC = "minbpe v2"
+RANK_MAGIC = "minbpe v3"
 MAX_FILE_BYTES = 256 << 20
 MAX_MERGES = 1_000_000
 """Five times the largest published vocabulary (o200k, 200,000)."""
@@ -61,15 +70,52 @@ class Model:
         return f"{self._body()}sha256 {self.digest()}\n".encode()
 
     def _body(self) -> str:
-        lines = [MAGIC, f"pattern {_quote(self.pattern)}"]
-        lines.append(f"special_tokens {len(self.special_tokens)}")
-        by_id = sorted((idx, token) for token, idx in self.special_tokens.items())
-        lines += [f"{idx} {_quote(token)}" for idx, token in by_id]
+        lines = _head(MAGIC, self.pattern, self.special_tokens)
         lines.append(f"merges {len(self.merges)}")
         vocab = build_vocab(self.merges)
         for idx, (a, b) in enumerate(self.merges, start=256):
             lines.append(f"{idx} {a} {b} {render_token(vocab[idx])}")
         return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class RankModel:
+    """A tokenizer by ranks: `ranks` maps a token to its id, and lower ids merge first."""
+
+    pattern: str | None
+    ranks: dict[bytes, int]
+    special_tokens: dict[str, int] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """Return the SHA-256, in hex, of all that the file says; the file's last line."""
+        return hashlib.sha256(self._body().encode("utf-8")).hexdigest()
+
+    def render(self) -> bytes:
+        """Return the file's content."""
+        body = self._body().encode("utf-8")
+        return body + f"sha256 {hashlib.sha256(body).hexdigest()}\n".encode()
+
+    def _body(self) -> str:
+        lines = _head(RANK_MAGIC, self.pattern, self.special_tokens)
+        lines.append(f"tokens {len(self.ranks)}")
+        by_id = sorted(self.ranks.items(), key=lambda item: item[1])
+        lines += [_rank_line(idx, token) for token, idx in by_id]
+        return "\n".join(lines) + "\n"
+
+
+def _head(magic: str, pattern: str | None, special_tokens: dict[str, int]) -> list[str]:
+    by_id = sorted((idx, token) for token, idx in special_tokens.items())
+    return [
+        magic,
+        f"pattern {_quote(pattern)}",
+        f"special_tokens {len(special_tokens)}",
+        *(f"{idx} {_quote(token)}" for idx, token in by_id),
+    ]
+
+
+def _rank_line(idx: int, token: bytes) -> str:
+    encoded = binascii.b2a_base64(token, newline=False).decode("ascii")
+    return f"{idx} {encoded} {render_token(token)}"
 
 
 def build_vocab(merges: list[Pair]) -> list[bytes]:
@@ -82,34 +128,31 @@ def build_vocab(merges: list[Pair]) -> list[bytes]:
 
 def render_token(token: bytes) -> str:
     r"""Return a token for human eyes: `b"hug" -> '"hug"'`, `b"\xe4" -> '"\\xe4"'`."""
-    text = _quote(token[:64].decode("utf-8", "backslashreplace"))
+    text = token[:64].decode("utf-8", "backslashreplace")
+    # Most tokens need no JSON to be quoted.
+    plain = text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
+    text = f'"{text}"' if plain else _quote(text)
     return text if len(token) <= 64 else f"{text} and on to {len(token)} bytes"
 
 
-def write_model(path: Path, model: Model) -> None:
-    """Write the file whole or not at all: a temporary file beside it, fsync, rename.
+def write_model(path: Path, model: Model | RankModel) -> None:
+    """Write the file whole or not at all; raises as `write_whole` does."""
+    write_whole(path, model.render())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
 
     Raises UsageError when the folder is missing, ResourceError when the disk refuses.
     """
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(model.render())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _fsync_folder(path.parent)
-    except OSError as error:
-        raise ResourceError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(content)
 
 
-def read_model(path: Path) -> Model:
-    """Read and check a file of version 2 or 1.
+def read_model(path: Path) -> Model | RankModel:
+    """Read and check a file of version 1, 2 (both a Model) or 3 (a RankModel).
 
     Raises UsageError when there is no such file, TokenizerFileError when anything in it is wrong.
     """
@@ -122,6 +165,11 @@ def read_model(path: Path) -> Model:
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    return parse_model(path, data)
+
+
+def parse_model(path: Path, data: bytes) -> Model | RankModel:
+    """Check what a file holds; `path` is for the message of the TokenizerFileError alone."""
     return _Reader(path, data).read()
 
 
@@ -180,21 +228,26 @@ class _Reader:
             raise self.wrong(f"{text[:40]!r} is not a quoted string as minbpe writes it") from None
         return value
 
-    def read(self) -> Model:
+    def read(self) -> Model | RankModel:
         first = self.lines[0].rstrip("\r")
         self.line = 1
         if first == "minbpe v1":
             return self.read_v1()
         version = re.fullmatch(r"minbpe v([0-9]{1,9})", first, re.ASCII)
-        if version and int(version[1]) > 2:
-            raise self.wrong(f"{first!r} was written by a newer minbpe; this one reads v1 and v2")
-        if first != MAGIC:
+        if version and int(version[1]) > 3:
+            raise self.wrong(f"{first!r} was written by a newer minbpe; this one reads v1 to v3")
+        if first not in (MAGIC, RANK_MAGIC):
             raise self.wrong(f"not a minbpe file: it starts with {first[:40]!r}")
         pattern = self.read_pattern()
         special = self.read_special()
+        if first == RANK_MAGIC:
+            ranks = self.read_ranks()
+            self.check_end()
+            self.check_special(special, set(ranks.values()))
+            return RankModel(pattern, ranks, special)
         merges = self.read_merges()
         self.check_end()
-        self.check_special(special, len(merges))
+        self.check_special(special, range(256 + len(merges)))
         return Model(pattern, merges, special)
 
     def read_pattern(self) -> str | None:
@@ -234,6 +287,29 @@ class _Reader:
             merges.append(pair)
         return merges
 
+    def read_ranks(self) -> dict[bytes, int]:
+        ranks: dict[bytes, int] = {}
+        last = -1
+        for _ in range(self.counted("tokens", 256 + MAX_MERGES)):
+            line = self.next()
+            idx_text, _, rest = line.partition(" ")
+            idx = last + 1  # of nearly every line; comparing is faster than reading a number
+            if idx_text != str(idx):
+                idx = self.number(idx_text, "id", MAX_ID)
+            try:
+                token = binascii.a2b_base64(rest.partition(" ")[0], strict_mode=True)
+            except ValueError as error:  # of binascii, or not ASCII
+                raise self.wrong(f"a token is 'id base64 \"text\"'; {error}") from None
+            if idx <= last or not token or token in ranks:
+                raise self.wrong(f"token {idx_text} is empty, there twice or out of order")
+            if line != _rank_line(idx, token):
+                raise self.wrong(f"the bytes are {render_token(token)}, the line says {rest[:80]}")
+            ranks[token] = last = idx
+        for byte in range(256):
+            if bytes([byte]) not in ranks:
+                raise self.wrong(f"the byte 0x{byte:02x} is no token; all 256 must be")
+        return ranks
+
     def check_end(self) -> None:
         key, _, digest = self.next().partition(" ")
         if key != "sha256":
@@ -245,11 +321,11 @@ class _Reader:
             self.line += 1
             raise self.wrong("the file goes on after its checksum")
 
-    def check_special(self, special: dict[str, int], n_merges: int) -> None:
+    def check_special(self, special: dict[str, int], taken: Container[int]) -> None:
         for token, idx in special.items():
-            if idx < 256 + n_merges:
+            if idx in taken:
                 raise TokenizerFileError(
-                    f"{self.path}: special token {token!r} has id {idx}, which a merge has too"
+                    f"{self.path}: special token {token!r} has id {idx}, which another token has"
                 )
 
     def read_v1(self) -> Model:
@@ -276,7 +352,7 @@ class _Reader:
         if self.lines[-1]:
             self.line += 1
             raise self.wrong("the last line has no end, the file is truncated")
-        self.check_special(special, len(merges))
+        self.check_special(special, range(256 + len(merges)))
         return Model(pattern, merges, special)
 
 
@@ -309,11 +385,3 @@ class _MergeChecker:
 def _quote(text: str | None) -> str:
     """Return a JSON string on one line, readable where it is text; null for None."""
     return json.dumps(text, ensure_ascii=False).translate(_INVISIBLE)
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
