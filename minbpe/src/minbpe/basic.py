@@ -3,19 +3,19 @@
 Adds to `base` one fact: a text is a single pre-token.
 """
 
-from collections.abc import Iterator
-
 from minbpe.base import Tokenizer
-from minbpe.errors import UsageError
+from minbpe.model_file import Model, RankModel
 
 
 class BasicTokenizer(Tokenizer):
     """Byte-pair encoding of the whole text as one sequence."""
 
-    def _blocks(self, text: str) -> Iterator[list[str]]:
-        if text:
-            yield [text]
+    def __init__(self) -> None:
+        super().__init__(pattern=None)
 
-    def _set_pattern(self, pattern: str | None) -> None:
-        if pattern is not None:
-            raise UsageError(f"has the split pattern {pattern!r}; load it with RegexTokenizer")
+    def _refusal(self, model: Model | RankModel) -> str | None:
+        if isinstance(model, RankModel):
+            return "is a tokenizer by ranks; load it with GPT4Tokenizer.from_file"
+        if model.pattern is not None:
+            return f"has the split pattern {model.pattern!r}; load it with RegexTokenizer"
+        return None

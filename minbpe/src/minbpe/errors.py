@@ -24,7 +24,11 @@ class DataError(TokenizerError, ValueError):
 
 
 class TokenizerFileError(TokenizerError, ValueError):
-    """A tokenizer file that is torn, altered, newer or impossible (exit code 4)."""
+    """A file that is not what it should be (exit code 4).
+
+    A tokenizer or token shards that are torn, altered, newer or impossible, or a data set whose
+    digest is not the one it is known by.
+    """
 
     exit_code = 4
 
