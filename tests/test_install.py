@@ -106,3 +106,22 @@ def test_the_workspace_installs_every_package_at_once(
     environment.install("-e", "gpt2", "-e", "minbpe", cwd=copy)
     for file in sources(environment, tmp_path):
         assert file.is_relative_to(copy), file
+
+
+def test_a_package_that_imports_nothing_of_ours_installs_alone(
+    environment: Environment, copy: Path, tmp_path: Path
+) -> None:
+    """`pip install ./micrograd ./minbpe` brings the pages' templates along, and no torch."""
+    environment.install("./micrograd", "./minbpe", cwd=copy)
+    shutil.rmtree(copy)
+    environment.run("-m", "micrograd.player", "--out", "player.html", cwd=tmp_path)
+    assert "<svg" in (tmp_path / "player.html").read_text(encoding="utf-8")
+    (tmp_path / "text.txt").write_text("hug hugs thugs " * 20)
+    environment.run(
+        "-m", "minbpe.train", "text.txt", "--vocab-size", "260", "--out", "t", cwd=tmp_path
+    )
+    page = ("text.txt", "--tokenizer", "t.model", "--out", "view.html")
+    environment.run("-m", "minbpe.view", *page, cwd=tmp_path)
+    assert "<html" in (tmp_path / "view.html").read_text(encoding="utf-8")
+    modules = "import micrograd.train, minbpe.encode, sys; print('torch' in sys.modules)"
+    assert environment.run("-c", modules, cwd=tmp_path).strip() == "False"
