@@ -286,6 +286,7 @@ def main() -> None:
             "results": results,
             "chains": chains,
         }
+        args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / "step_speed.json"
         path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

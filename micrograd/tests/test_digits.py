@@ -113,6 +113,7 @@ def test_a_picture_without_a_mistake_is_drawn_too() -> None:
         (["--seed", "-1"], 2, "seed=-1 must be at least 0"),
         (["--hidden", "many"], 2, "argument --hidden: invalid int value: 'many' (--help lists"),
         (["--layers", "3"], 2, "unrecognized arguments: --layers 3"),
+        (["--out", ""], 2, "--out: the name is empty"),
         ([*QUICK, "--out", "FILE/run"], 5, "--out FILE/run cannot be written: Not a directory"),
         (["--learning-rate", "1e200"], 2, "learning_rate=1e+200 must be at least 1e-09 and below"),
     ],

@@ -93,6 +93,31 @@ def test_slopes_of_a_fused_node_are_partial() -> None:
         assert node.slopes[k] != 0.0
 
 
+def test_a_fused_node_is_drawn_as_it_was_after_its_weights_have_changed() -> None:
+    """As one node, with the slopes of then; only its inside can't be told any more."""
+    model = MLP(2, [4, 2], rng=random.Random(3))
+    x = [Value(0.3), Value(-0.7)]
+    root = model(x)[1] * 2.0
+    root.backward()
+    before = read_graph(root)
+    grads = [p.grad for p in model.parameters()]
+    for p in model.parameters():
+        p.data += 1.0
+    assert read_graph(root) == before
+    assert [v.grad for v in x] == pytest.approx([2.0 * slope for slope in before[2].slopes])
+    assert [p.grad for p in model.parameters()] == grads
+    with pytest.raises(UsageError, match="the weights have changed"):
+        read_graph(root, expand=True)
+    model.zero_grad()
+    fresh = model(x)[1] * 2.0
+    fresh.backward()
+    after = [p.grad for p in model.parameters()]
+    read_graph(fresh)
+    model.zero_grad()
+    fresh.backward()
+    assert [p.grad for p in model.parameters()] == after
+
+
 class Sum(Fan):
     """A fused node of a user's own, without a name."""
 

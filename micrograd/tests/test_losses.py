@@ -124,3 +124,34 @@ def test_there_is_one_label_for_each_output(loss: Loss) -> None:
         loss(rows, [])
     with pytest.raises(DataError, match="over no examples is not defined; give at least one"):
         loss([], [])
+
+
+ONE = Value(1.0)
+EACH: Any = [losses.mse, losses.hinge, losses.binary_cross_entropy]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        *(
+            (lambda f=f: f(map(Value, [1.0]), [1]), "outputs must be a list, not a map")
+            for f in EACH
+        ),
+        *((lambda f=f: f([ONE], iter([1])), "targets must be a list, not a list_it") for f in EACH),
+        *((lambda f=f: f(ONE, [1]), "outputs must be a list, not a Value") for f in EACH),
+        *((lambda f=f: f([[ONE]], [1]), "this loss must be Values, not a list") for f in EACH),
+        *((lambda f=f: f([1.0], [1]), r"must be Values, not a float \('1.0'\)") for f in EACH),
+        (lambda: losses.cross_entropy([ONE], [0]), "row of logits must be a list, not a Value"),  # type: ignore[list-item]
+        (lambda: losses.cross_entropy([[1.0]], [0]), "logits must be Values, not a float"),  # type: ignore[list-item]
+        (lambda: losses.cross_entropy([[]], [0]), "row of logits must be at least one Value"),
+        (lambda: losses.cross_entropy(map(list, [[ONE]]), [0]), "must be a list, not a map"),  # type: ignore[arg-type]
+        (lambda: losses.mean([]), "the values of a mean must be at least one Value"),
+        (lambda: losses.mean([1.0]), "must be Values, not a float"),  # type: ignore[list-item]
+        (lambda: losses.mean(map(Value, [1.0])), "must be a list, not a map"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_list_of_values_is_named(call: Callable[[], Value], message: str) -> None:
+    """One line, whichever loss."""
+    with pytest.raises(DataError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)

@@ -103,6 +103,48 @@ def test_a_step_that_would_overflow_changes_no_parameter(
     assert model.state_dict() == before
 
 
+@pytest.mark.parametrize(
+    ("make", "bad"),
+    [
+        (lambda ps: SGD(ps, 1e100, 0.9), 1e250),
+        (lambda ps: Adam(ps, 0.1), 1e250),
+        (lambda ps: Adam(ps, 0.1), float("nan")),
+    ],
+)
+def test_a_failed_step_leaves_no_trace_in_the_ones_after_it(
+    make: Callable[[list[Value]], Optimizer], bad: float
+) -> None:
+    """Velocity, running means and the number of steps are those of a run without it."""
+    found = []
+    for fails in (True, False):
+        p = Value(1.0)
+        optimizer = make([p])
+        p.grad = 1.0
+        optimizer.step()
+        if fails:
+            p.grad = bad
+            with pytest.raises(NumericalError):
+                optimizer.step()
+        p.grad = 2.0
+        optimizer.step()
+        found.append(p.data)
+    assert found[0] == found[1] != 1.0
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_decay_that_would_turn_a_weights_sign_is_refused(make: Callable[..., Optimizer]) -> None:
+    """At once, or when the rate was raised later; a factor of exactly 0 is allowed."""
+    with pytest.raises(UsageError, match=r"learning_rate=0.5 times weight_decay=3.0 must be at"):
+        make([Value(1.0)], 0.5, weight_decay=3.0)
+    p = Value(1.0)
+    optimizer = make([p], 0.5, weight_decay=2.0)
+    optimizer.step()
+    assert p.data == 0.0
+    optimizer.learning_rate = 0.6
+    with pytest.raises(UsageError, match=r"learning_rate=0\.6 times"):
+        optimizer.step()
+
+
 def test_a_gradient_too_large_to_square_is_an_error() -> None:
     """Adam would divide by infinity, and stand still without a word."""
     p = Value(1.0)

@@ -326,6 +326,103 @@ def test_a_tensor_copies_the_array_it_is_made_from() -> None:
     np.testing.assert_array_equal(initial, 1.0)
 
 
+def test_a_copied_leaf_has_a_gradient_of_its_own() -> None:
+    """In a shallow copy too."""
+    x = Tensor([1.0, 2.0])
+    twin = copy.copy(x)
+    twin.grad += 1.0
+    twin.data += 1.0
+    np.testing.assert_array_equal(x.grad, 0.0)
+    np.testing.assert_array_equal(x.data, [1.0, 2.0])
+
+
+CHANGED: dict[str, Function] = {
+    **{name: ours for name, (ours, _) in UNARY.items()},
+    **{name: lambda x, f=ours: f(x, x * 0.5) for name, (ours, _) in BINARY.items()},
+    **{f"{name}, reversed": lambda x, f=ours: f(x * 0.5, x) for name, (ours, _) in BINARY.items()},
+    "log of a leaf": lambda x: x.log(),
+    "x * x": lambda x: x * x,
+    "x @ x.T": lambda x: x @ x.T,
+    "vector": lambda x: x[0] @ x.T + x @ x[1],
+    "rows 0 and 2": lambda x: x[[0, 2]],
+    "cross_entropy": lambda x: x.cross_entropy([0, 3, 1]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_leaf_changed_in_place_before_backward_does_not_change_its_gradient(name: str) -> None:
+    """The derivative is that at the numbers the operation saw, as in the scalar engine."""
+    grads = []
+    for change in (0.0, 3.0):
+        x = Tensor(np.abs(draw(3, 4)) + 0.1)
+        out = CHANGED[name](x)
+        value = out.data.copy()
+        x.data += change
+        x.data *= 1.0 - change
+        (out * np.arange(1, 1 + out.data.size).reshape(out.shape)).sum().backward()
+        np.testing.assert_array_equal(out.data, value)
+        grads.append(x.grad)
+    np.testing.assert_array_equal(grads[0], grads[1])
+    assert grads[0].any()
+
+
+def test_constants_and_indices_changed_before_backward_do_not_change_a_gradient() -> None:
+    """Arrays and lists belong to the caller, who may fill them anew for the next batch."""
+    x = Tensor([1.0, 2.0, 3.0])
+    c, rows, mask = np.array([1.0, 2.0, 4.0]), [0, 0], np.array([True, False, True])
+    targets = np.array([1])
+    results = [x * c, x / c, x.maximum(c), x.minimum(c), x @ c, abs(x) ** c, x[rows], x[mask]]
+    results += [x[(rows,)], x.reshape(1, 3).cross_entropy(targets)]
+    expected: list[Any] = []
+    for attempt in range(2):
+        if attempt:
+            c[:] = 3.0
+            rows[:] = [1, 2]
+            mask[:] = True
+            targets[:] = 0
+        for i, out in enumerate(results):
+            x.zero_grad()
+            out.sum().backward()
+            if attempt:
+                np.testing.assert_array_equal(x.grad, expected[i])
+            else:
+                expected.append(x.grad)
+
+
+def test_a_result_is_read_only_and_shares_no_memory_with_a_leaf() -> None:
+    """A change in place is refused; another array in `data` changes no derivative."""
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    for out in (x.reshape(4), x[:], x[0], x.T, x.transpose(0, 1), x + 0.0):
+        assert not np.shares_memory(out.data, x.data)
+        with pytest.raises(ValueError, match="read-only"):
+            out.data += 1.0
+    assert np.shares_memory(out.data, out.T.data)  # a view of what nobody can change costs nothing
+    y = Tensor(1.0)
+    e = y.exp()
+    e.data = e.data * 0.0
+    e.backward()
+    assert float(y.grad) == pytest.approx(np.e)
+
+
+def test_case_03_gradients_that_add_up_to_infinity_are_an_error() -> None:
+    """Over two passes, or in one; nothing is added, and numpy warns of nothing."""
+    x = Tensor(1.0)
+    loss = x * 1e308
+    loss.backward()
+    with pytest.raises(NumericalError, match="a gradient added to earlier ones"):
+        loss.backward()
+    assert float(x.grad) == 1e308
+    y = Tensor(0.0)
+    with pytest.raises(NumericalError, match="a gradient added to earlier ones"):
+        (y * 1e308 + y * 1e308).backward()
+    assert float(y.grad) == 0.0
+
+
+def test_log_softmax_takes_the_largest_of_each_row() -> None:
+    """A row near 1e4 leaves nothing of the exponentials of a row near 0, were it the only one."""
+    same_as_torch(lambda x: x.log_softmax(), lambda x: x.log_softmax(-1), [[0.0, 0.0], [1e4, 0.0]])
+
+
 def test_comparisons_are_of_data_and_a_tensor_is_its_own_key() -> None:
     """Comparisons give arrays of booleans; equal Tensors are two keys of a dict."""
     x = Tensor([1.0, 2.0, 3.0])
@@ -419,6 +516,11 @@ MISTAKES: dict[str, tuple[Function, type[Exception], str]] = {
         lambda: X.cross_entropy([0, 3]),
         DataError,
         r"targets from 0 to 3 are not all classes of scores \(2, 3\), 0 to 2$",
+    ),
+    "cross_entropy of a number": (
+        lambda: Tensor(3.0).cross_entropy(NONE or np.array(0)),
+        DataError,
+        r"^cross_entropy at .*test_tensor\.py:\d+: the scores are one number; it needs a score",
     ),
     "negative targets": (lambda: X.cross_entropy([0, -1]), DataError, "targets from -1 to 0"),
     "too few targets": (

@@ -115,7 +115,8 @@ def test_plain_and_fused_networks_train_alike(tmp_path: Path, no_pictures: None)
     [
         (["--data", "moon"], "--data: invalid choice: 'moon'"),
         (["--frobnicate"], "--frobnicate"),
-        (["--samples", "1"], "samples=1 must be at least 2"),
+        (["--samples", "1"], "--samples 1 must be at least 2"),
+        (["--samples", "0"], "--samples 0 must be at least 2"),
         (["--samples", "x"], "--samples: invalid int value: 'x'"),
         (["--noise", "-1"], "noise=-1.0 must be at least 0"),
         (["--hidden", "0"], "0 is no size of a layer"),
@@ -127,6 +128,9 @@ def test_plain_and_fused_networks_train_alike(tmp_path: Path, no_pictures: None)
         (["--learning-rate", "0"], "learning_rate=0.0 must be a positive number"),
         (["--learning-rate", "nan"], "learning_rate=nan must be"),
         (["--momentum", "1", "--optimizer", "sgd"], "momentum=1.0 must be in"),
+        (["--momentum", "5"], "--momentum 5.0 is of sgd alone: add --optimizer sgd"),
+        (["--weight-decay", "1e9"], "times weight_decay=1000000000.0 must be at most 1"),
+        (["--out", ""], "--out: the name is empty"),
         (["--weight-decay", "-1"], "weight_decay=-1.0 must be at least 0"),
         (["--data", "blobs", "--loss", "hinge"], "--data blobs has 3 classes: use --loss softmax"),
     ],
@@ -135,7 +139,7 @@ def test_usage_errors_are_one_line_and_exit_2(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before anything is written."""
-    assert train.main([*flags, "--out", str(tmp_path / "out")]) == 2
+    assert train.main(["--out", str(tmp_path / "out"), *flags]) == 2
     err = capsys.readouterr().err
     assert err.startswith("micrograd.train: ")
     assert message in err
@@ -145,7 +149,7 @@ def test_usage_errors_are_one_line_and_exit_2(
 
 def test_debug_shows_the_traceback() -> None:
     """That is, the exception itself gets out."""
-    with pytest.raises(ValueError, match="samples=1"):
+    with pytest.raises(ValueError, match="--samples 1"):
         train.main(["--samples", "1", "--debug"])
 
 
@@ -200,15 +204,73 @@ def test_a_folder_that_cannot_be_written_ends_the_run_before_it_begins(
         assert err.count("\n") == 1
 
 
-def test_a_run_that_diverges_says_so_and_exits_6(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        (["--max-steps", "1", "--learning-rate", "1e300"], 1),
+        (["--learning-rate", "1e300"], 1),
+        (["--max-steps", "60", "--optimizer", "sgd", "--learning-rate", "10"], 5),
+    ],
+)
+def test_a_run_that_overflows_saves_the_last_model_with_a_loss_and_exits_6(
+    flags: list[str],
+    steps: int,
+    tmp_path: Path,
+    no_pictures: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One line; the engine or the optimiser names what overflowed."""
-    flags = ["--optimizer", "sgd", "--learning-rate", "1e200", "--loss", "mse"]
-    assert train.main([*QUICK, *flags, "--out", str(tmp_path)]) == 6
+    """The line has a remedy, and no line of our own source."""
+    flags = [*flags, "--loss", "mse", "--l2", "0", "--out", str(tmp_path)]
+    assert train.main([*QUICK, *flags]) == 6
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "overflow" in err or "learning_rate" in err
+    assert f"training overflows after {steps} of " in err
+    assert " steps; lower --learning-rate 1" in err
+    assert err.endswith(f"is in {tmp_path}\n")
+    assert ".py" not in err.replace(str(tmp_path), "")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == steps
+    points, labels = data.make("moons", 12)
+    model = MLP.load(tmp_path / "model.json")
+    loss = train.loss_of("mse", [model(p) for p in points], labels)
+    assert loss.data == rows[-1]["train_loss"]
+    assert result(tmp_path)["train_accuracy"] == rows[-1]["train_accuracy"]
+
+
+def test_a_model_that_overflows_on_new_points_alone_is_saved_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its accuracy is null, and there is no boundary to draw."""
+    monkeypatch.setattr(train, "measure", lambda *_: None)
+    assert train.main([*QUICK, "--out", str(tmp_path)]) == 6
+    assert "lower --learning-rate 0.02" in capsys.readouterr().err
+    assert result(tmp_path)["test_accuracy"] is None
+    assert not (tmp_path / "boundary.png").exists()
+    assert (tmp_path / "model.json").exists()
+
+
+def test_an_accuracy_that_overflows_is_none() -> None:
+    """Rather than the end of the run."""
+    model = MLP(2, [1])
+    for p in model.parameters():
+        p.data = 1e308
+    assert train.measure(model, [[1.0, 1.0]], [1]) is None
+    assert train.measure(model, [[0.0, 0.0]], [1]) == 1.0
+
+
+def test_the_command_in_the_result_is_the_one_that_was_given(
+    tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quoted for a shell; sys.argv's only when the program was run by it."""
+    out = tmp_path / "my run"
+    argv = [*QUICK, "--out", str(out)]
+    given = f"python -m micrograd.train {' '.join(QUICK)} --out '{out}'"
+    monkeypatch.setattr("sys.argv", ["pytest", "--something-else"])
+    assert train.main(argv) == 0
+    assert result(out)["command"] == given
+    monkeypatch.setattr("sys.argv", ["train.py", *argv])
+    assert train.main() == 0
+    assert result(out)["command"] == given
 
 
 def test_without_out_a_folder_is_named_after_the_time(

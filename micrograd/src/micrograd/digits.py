@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -193,7 +192,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         flag, default = "--" + field.name.replace("_", "-"), field.default
         help_ = f"{HELP[field.name]} (default: {default})"
         parser.add_argument(flag, type=type(default), default=default, help=help_)
-    parser.add_argument("--out", type=Path, help="write result.json and misread.png to this folder")
+    parser.add_argument(
+        "--out", type=command.path, help="write result.json and misread.png to this folder"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from micrograd.engine import Fan, Value
 from micrograd.errors import DataError, UsageError
@@ -159,29 +159,27 @@ def _links(one: Value) -> list[tuple[Value, float]]:
     """Return the inputs of a node, each with its local derivative."""
     if not isinstance(one, Fan):
         return list(zip(one.parents(), (one._da, one._db), strict=False)) if one.parents() else []
-    inputs = _fan_inputs(one)
-    grads = dict.fromkeys(inputs, 0.0)
-    order = _in_order(
-        one.plain(), lambda v: [] if v in grads else [p for p, _ in _links(v)], math.inf
-    )
-    flow = dict.fromkeys(order, 0.0)
-    flow[order[-1]] = 1.0
-    for v in reversed(order):
-        if v not in grads:
-            for parent, slope in _links(v):
-                flow[parent] += flow[v] * slope
-    return [(v, flow.get(v, 0.0)) for v in inputs]
 
+    def is_inside(v: Value) -> TypeGuard[Fan]:
+        """Tell the node and its parts, which have no `plain`, from its inputs."""
+        return v is one or (isinstance(v, Fan) and type(v).plain is Fan.plain)
 
-def _fan_inputs(one: Value) -> list[Value]:
-    """Return the inputs of a fused node; what has no `plain` is a part of it, and no input."""
-    found: dict[Value, None] = {}
-    for parent in one.parents():
-        if isinstance(parent, Fan) and type(parent).plain is Fan.plain:
-            found |= dict.fromkeys(_fan_inputs(parent))
-        else:
-            found[parent] = None
-    return list(found)
+    below = _in_order(one, lambda v: v.parents() if is_inside(v) else (), math.inf)
+    parts = [v for v in below if is_inside(v)]
+    # What each part pushes for a gradient of 1 are the slopes; the weights may have changed since.
+    before = [(v, v.grad) for v in below]
+    try:
+        for v in below:
+            v.grad = 1.0 if v is one else 0.0
+        for part in reversed(parts):
+            part._push()
+        return [(v, float(v.grad)) for v in below if not is_inside(v)]
+    finally:
+        for part in parts:
+            for store in part.stores():
+                store.forget()
+        for v, grad in before:
+            v.grad = grad
 
 
 def _op(one: Value) -> str:

@@ -1,7 +1,7 @@
 """Losses: expressions of Values that are small where predictions are good.
 
 Each takes one output per example, is a mean over the examples, and raises DataError where there are
-none, or not as many targets as outputs.
+none, not as many targets as outputs, or outputs that are no Values.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,7 +41,9 @@ def cross_entropy(logits: Sequence[Sequence[Value]], labels: Sequence[int]) -> V
     `logits` has a row of C Values for each example. A row's largest logit is subtracted first:
     that changes no probability, and no exponential overflows.
     """
-    _check(logits, labels)
+    _count(logits, labels)
+    for row in logits:
+        _check_values(row, "a row of logits")
     return mean([_surprise(row, y) for row, y in zip(logits, labels, strict=True)])
 
 
@@ -54,7 +56,8 @@ def l2(parameters: Iterable[Value], strength: float) -> Value:
 
 
 def mean(values: Sequence[Value]) -> Value:
-    """Return the mean of at least one Value."""
+    """Return the mean of at least one Value. Raises DataError for none, and for other things."""
+    _check_values(values, "the values of a mean")
     total: Number = 0.0
     for value in values:
         total = value + total
@@ -75,11 +78,39 @@ def _surprise(row: Sequence[Value], label: int) -> Value:
 def _check(
     outputs: Sequence[object], targets: Sequence[float], allowed: Sequence[float] = ()
 ) -> None:
-    """Raise DataError unless there is one target for each output, one of `allowed` if given."""
-    if len(outputs) != len(targets):
-        raise DataError(f"{len(outputs)} outputs and {len(targets)} targets: one for each, please")
-    if not len(outputs):
-        raise DataError("a mean over no examples is not defined; give at least one")
+    """Raise DataError unless each output is a Value with a target, one of `allowed` if given."""
+    _count(outputs, targets)
+    _check_values(outputs, "the outputs of this loss")
     for y in targets:
         if allowed and y not in allowed:
             raise DataError(f"label {y!r} must be {' or '.join(map(str, allowed))} for this loss")
+
+
+def _count(outputs: Sequence[object], targets: Sequence[object]) -> None:
+    """Raise DataError unless there is one target for each output, and at least one."""
+    n_outputs, n_targets = _length(outputs, "the outputs"), _length(targets, "the targets")
+    if n_outputs != n_targets:
+        raise DataError(f"{n_outputs} outputs and {n_targets} targets: one for each, please")
+    if not n_outputs:
+        raise DataError("a mean over no examples is not defined; give at least one")
+
+
+def _check_values(values: Sequence[object], what: str) -> None:
+    """Raise DataError unless `values` is a list of at least one Value."""
+    if not _length(values, what):
+        raise DataError(f"{what} must be at least one Value, and there is none")
+    for value in values:
+        if not isinstance(value, Value):
+            raise DataError(f"{what} must be Values, not {_shown(value)}")
+
+
+def _length(items: Sequence[object], what: str) -> int:
+    """Return how many there are. Raises DataError for what has no length, such as a generator."""
+    try:
+        return len(items)
+    except TypeError:
+        raise DataError(f"{what} must be a list, not {_shown(items)}") from None
+
+
+def _shown(thing: object) -> str:
+    return f"a {type(thing).__name__} ({str(thing)[:40]!r})"

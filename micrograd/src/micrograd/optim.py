@@ -6,12 +6,13 @@
     optimizer.zero_grad()
 
 Both take `weight_decay`, which pulls each parameter towards 0 by `learning_rate * weight_decay` of
-itself in each step, apart from the gradient (Loshchilov and Hutter, 2019). `learning_rate` may be
-changed between steps.
+itself in each step, apart from the gradient (Loshchilov and Hutter, 2019); that product is at most
+1, or parameters would change their sign. `learning_rate` may be changed between steps.
 """
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from micrograd.engine import Value
 from micrograd.errors import NumericalError, UsageError
@@ -33,6 +34,7 @@ class Optimizer:
             raise UsageError(f"learning_rate={learning_rate} must be a positive number")
         if not 0.0 <= weight_decay < math.inf:
             raise UsageError(f"weight_decay={weight_decay} must be at least 0")
+        self._shrink()
 
     def zero_grad(self) -> None:
         """Set all gradients to 0."""
@@ -42,10 +44,11 @@ class Optimizer:
     def step(self) -> None:
         """Change the parameters by their gradients.
 
-        Raises NumericalError, with no parameter changed, where a result is not finite.
+        Raises NumericalError where a result is not finite; the parameters and what the optimiser
+        remembers are then as before.
         """
-        shrink = 1.0 - self.learning_rate * self.weight_decay
-        data = [shrink * p.data - d for p, d in zip(self.parameters, self._updates(), strict=True)]
+        shrink, (updates, memory) = self._shrink(), self._propose()
+        data = [shrink * p.data - d for p, d in zip(self.parameters, updates, strict=True)]
         for p, x in zip(self.parameters, data, strict=True):
             if not -MAX <= x <= MAX:
                 raise NumericalError(
@@ -54,10 +57,21 @@ class Optimizer:
                 )
         for p, x in zip(self.parameters, data, strict=True):
             p.data = x
+        vars(self).update(memory)
 
-    def _updates(self) -> list[float]:
-        """Return what to subtract from each parameter."""
+    def _propose(self) -> tuple[list[float], dict[str, Any]]:
+        """Return what to subtract from each parameter, and the attributes after such a step."""
         raise NotImplementedError
+
+    def _shrink(self) -> float:
+        """Return the factor of weight decay. Raises UsageError for one below 0."""
+        factor = 1.0 - self.learning_rate * self.weight_decay
+        if factor < 0.0:
+            raise UsageError(
+                f"learning_rate={self.learning_rate} times weight_decay={self.weight_decay} must "
+                "be at most 1, or each step turns the sign of every weight"
+            )
+        return factor
 
 
 class SGD(Optimizer):
@@ -76,12 +90,12 @@ class SGD(Optimizer):
         self.momentum = momentum
         self._velocity = [0.0] * len(self.parameters)
 
-    def _updates(self) -> list[float]:
+    def _propose(self) -> tuple[list[float], dict[str, Any]]:
         grads = [float(p.grad) for p in self.parameters]
         if self.momentum:
             pairs = zip(self._velocity, grads, strict=True)
-            self._velocity = grads = [self.momentum * v + g for v, g in pairs]
-        return [self.learning_rate * g for g in grads]
+            grads = [self.momentum * v + g for v, g in pairs]
+        return [self.learning_rate * g for g in grads], {"_velocity": grads}
 
 
 class Adam(Optimizer):
@@ -105,19 +119,18 @@ class Adam(Optimizer):
         self._means = [0.0] * len(self.parameters)
         self._squares = [0.0] * len(self.parameters)
 
-    def _updates(self) -> list[float]:
-        self._steps += 1
+    def _propose(self) -> tuple[list[float], dict[str, Any]]:
+        steps = self._steps + 1
         (b1, b2), grads = self.betas, [float(p.grad) for p in self.parameters]
-        self._means = [b1 * m + (1.0 - b1) * g for m, g in zip(self._means, grads, strict=True)]
-        self._squares = [
-            b2 * s + (1.0 - b2) * g * g for s, g in zip(self._squares, grads, strict=True)
-        ]
-        if max(self._squares) > MAX:  # it would divide by infinity, and silently stand still
+        means = [b1 * m + (1.0 - b1) * g for m, g in zip(self._means, grads, strict=True)]
+        squares = [b2 * s + (1.0 - b2) * g * g for s, g in zip(self._squares, grads, strict=True)]
+        if max(squares) > MAX:  # it would divide by infinity, and silently stand still
             raise NumericalError("the square of a gradient overflows; scale the loss down")
         # Both averages start at 0, and are corrected for it (Kingma and Ba, sec. 3).
-        rate = self.learning_rate / (1.0 - b1**self._steps)
-        scale = math.sqrt(1.0 - b2**self._steps)
-        return [
+        rate = self.learning_rate / (1.0 - b1**steps)
+        scale = math.sqrt(1.0 - b2**steps)
+        updates = [
             rate * m / (math.sqrt(s) / scale + self.eps)
-            for m, s in zip(self._means, self._squares, strict=True)
+            for m, s in zip(means, squares, strict=True)
         ]
+        return updates, {"_steps": steps, "_means": means, "_squares": squares}

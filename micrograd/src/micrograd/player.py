@@ -399,7 +399,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     told = "Write a page that steps through a backward pass."
     parser = command.Parser("python -m micrograd.player", told)
     add = parser.add_argument
-    add("--out", default="player.html", help="the page to write (default: player.html)")
+    add(
+        "--out",
+        type=command.path,
+        default="player.html",
+        help="the page to write (default: player.html)",
+    )
     add(
         "--expression",
         help='a formula of names, numbers, operators and methods such as .relu(): "(a*b).tanh()"; '

@@ -9,6 +9,7 @@ product). What numpy broadcast on the way forward, `unbroadcast` sums up on the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,14 +30,19 @@ class Tensor:
     `data` is the array, copied from numbers, nested lists or an array, and `grad`, of its shape,
     the derivative of what `backward` was called on. `_op` names the operation, "" for a leaf, and
     `_edges` pairs each parent with its vjp; no parent knows the node, so there is no cycle. What
-    is not a Tensor in an expression is a constant: nothing is computed for its gradient. The vjps
-    read the arrays when `backward` runs: change `data` in place only after that.
+    is not a Tensor in an expression is a constant: nothing is computed for its gradient.
+
+    As in the scalar engine, derivatives are those at the numbers that the operation saw. So the
+    vjps keep copies of constants, indices and leaves (a training loop changes these in place at
+    any time), and a result, which they share, is read-only: numpy refuses `result.data += 1`. Of
+    a result `_result` is its array, whatever `data` is set to later.
 
     Raises DataError for what is not made of numbers, NaN, infinity, ragged lists and shapes that
     do not fit, NumericalError for a result that is not finite; each names the user's line.
     """
 
-    __slots__ = ("__weakref__", "_edges", "_op", "data", "grad")
+    __slots__ = ("__weakref__", "_edges", "_op", "_result", "data", "grad")
+    _result: Array
     __array_ufunc__ = None  # NumPy then leaves `array * tensor` to us
 
     def __init__(self, data: Operand) -> None:
@@ -56,15 +62,15 @@ class Tensor:
         return _node("-", np.subtract, (self, other), lambda g, _: g, lambda g, _: -g)
 
     def __mul__(self, other: Operand) -> Tensor:
-        x, y = self.data, _array(other)
+        x, y = _kept(self), _kept(other)
         return _node("*", np.multiply, (self, other), lambda g, _: g * y, lambda g, _: g * x)
 
     def __truediv__(self, other: Operand) -> Tensor:
-        y = _array(other)
+        y = _kept(other)
         return _node("/", np.divide, (self, other), lambda g, _: g / y, lambda g, q: -g * q / y)
 
     def __pow__(self, other: Operand) -> Tensor:
-        x, y = self.data, _array(other)
+        x, y = _kept(self), _kept(other)
         return _node(
             "**",
             np.power,
@@ -76,7 +82,7 @@ class Tensor:
 
     def __matmul__(self, other: Operand) -> Tensor:
         """Map (..., n, k) @ (..., k, m) to (..., n, m); either side may be a vector (k,)."""
-        x, y = self.data, _array(other)
+        x, y = _kept(self), _kept(other)
         if y.ndim == 1:  # (..., k) @ (k,) -> (...,): a weight for each of the x vectors
             vjps: tuple[VJP, VJP] = (
                 lambda g, _: g[..., None] * y,
@@ -138,7 +144,7 @@ class Tensor:
 
     def log(self) -> Tensor:
         """Return the natural logarithm; zero and below raise NumericalError."""
-        x = self.data
+        x = _kept(self)
         return _node("log", np.log, (self,), lambda g, _: g / x)
 
     def sqrt(self) -> Tensor:
@@ -147,12 +153,12 @@ class Tensor:
 
     def sin(self) -> Tensor:
         """Return the sine of x, in radians."""
-        x = self.data
+        x = _kept(self)
         return _node("sin", np.sin, (self,), lambda g, _: g * np.cos(x))
 
     def cos(self) -> Tensor:
         """Return the cosine of x, in radians."""
-        x = self.data
+        x = _kept(self)
         return _node("cos", np.cos, (self,), lambda g, _: -g * np.sin(x))
 
     def tanh(self) -> Tensor:
@@ -165,7 +171,7 @@ class Tensor:
 
     def softplus(self) -> Tensor:
         """Return log(1 + e ** x), the smooth ReLU, without overflow at either end."""
-        x = self.data
+        x = _kept(self)
         return _node(
             "softplus", lambda x: np.logaddexp(0, x), (self,), lambda g, _: g * _sigmoid(x)
         )
@@ -175,18 +181,18 @@ class Tensor:
         return _node("relu", lambda x: np.maximum(x, 0), (self,), lambda g, y: g * (y > 0))
 
     def __abs__(self) -> Tensor:
-        x = self.data
+        x = _kept(self)
         return _node("abs", np.abs, (self,), lambda g, _: g * np.sign(x))
 
     def maximum(self, other: Operand) -> Tensor:
         """Return the larger of each pair; where they are equal, each gets half the gradient."""
-        x, y = self.data, _array(other)
+        x, y = _kept(self), _kept(other)
         vjps = (lambda g, _: g * _share(x, y)), (lambda g, _: g * _share(y, x))
         return _node("maximum", np.maximum, (self, other), *vjps)
 
     def minimum(self, other: Operand) -> Tensor:
         """Return the smaller of each pair; where they are equal, each gets half the gradient."""
-        x, y = self.data, _array(other)
+        x, y = _kept(self), _kept(other)
         vjps = (lambda g, _: g * _share(y, x)), (lambda g, _: g * _share(x, y))
         return _node("minimum", np.minimum, (self, other), *vjps)
 
@@ -209,7 +215,7 @@ class Tensor:
 
     def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Return the largest over `axis`; elements that tie share the gradient equally."""
-        x = self.data
+        x = _kept(self)
 
         def vjp(g: Array, y: Array) -> Array:
             largest = x == _restore(y, axis, keepdims)
@@ -240,6 +246,11 @@ class Tensor:
         Raises DataError for targets of another shape and for classes outside 0..C-1.
         """
         classes, shape = np.asarray(targets), self.data.shape
+        if not shape:
+            raise DataError(
+                f"cross_entropy at {user_line()}: the scores are one number; it needs a score for "
+                "each class, shape (..., C)"
+            )
         if classes.dtype.kind not in "iu" or classes.shape != shape[:-1]:
             raise DataError(
                 f"cross_entropy at {user_line()}: scores {shape} need integer targets "
@@ -271,7 +282,7 @@ class Tensor:
 
     def __getitem__(self, key: Any) -> Tensor:
         """Return what numpy's indexing returns; an element taken twice gets both gradients."""
-        shape = self.data.shape
+        shape, key = self.data.shape, deepcopy(key)
 
         def vjp(g: Array, _: Array) -> Array:
             out = np.zeros(shape)
@@ -330,14 +341,17 @@ class Tensor:
             while ready:
                 node = ready.pop()
                 for parent, vjp in node._edges:
-                    part = unbroadcast(vjp(grads[node], node.data), parent.data.shape)
+                    part = unbroadcast(vjp(grads[node], node._result), parent.data.shape)
                     _check_finite(node._op, f"the derivative of {node._op!r}", part)
                     grads[parent] = grads[parent] + part if parent in grads else part
                     uses[parent] -= 1
                     if not uses[parent]:
                         ready.append(parent)
-        for node, grad in grads.items():
-            node.grad = np.asarray(node.grad + grad)
+            totals = [(node, np.asarray(node.grad + grad)) for node, grad in grads.items()]
+            for node, total in totals:
+                _check_finite(node._op, "a gradient added to earlier ones", total)
+        for node, total in totals:
+            node.grad = total
 
     def zero_grad(self) -> None:
         """Set this node's `grad` to zero."""
@@ -350,7 +364,7 @@ class Tensor:
 
 def _leaf(data: Array, grad: Array) -> Tensor:
     leaf = Tensor(data)
-    leaf.grad = grad
+    leaf.grad = np.array(grad)
     return leaf
 
 
@@ -368,8 +382,11 @@ def _node(
         kind = DataError if isinstance(error, ValueError) else IndexError
         raise kind(f"{op} of {shapes} at {user_line()}: {reason}") from None
     _check_finite(op, op, data)
+    if data.base is not None and any(array.flags.writeable for array in arrays):
+        data = data.copy()  # a view, such as x.T, would change with x
+    data.flags.writeable = False
     node = Tensor.__new__(Tensor)
-    node.data, node.grad, node._op = data, np.zeros(data.shape), op
+    node.data, node._result, node.grad, node._op = data, data, np.zeros(data.shape), op
     node._edges = tuple(
         (operand, vjp)
         for operand, vjp in zip(operands, vjps, strict=True)
@@ -427,7 +444,15 @@ def _array(value: Operand) -> Array:
     if array.dtype.kind not in "biuf":
         what = f"{array.dtype} elements" if array.ndim else f"a {type(value).__name__}"
         raise DataError(f"Tensor at {user_line()}: real numbers are needed, not {what}")
-    return array.astype(np.float64, copy=False)
+    with np.errstate(all="ignore"):  # a long double can be too large: then it is infinity
+        return array.astype(np.float64, copy=False)
+
+
+def _kept(value: Operand) -> Array:
+    """Return the array of an operand for a vjp: nobody can change it before `backward`."""
+    array = _array(value)
+    is_result = isinstance(value, Tensor) and not array.flags.writeable
+    return array if is_result else array.copy()
 
 
 def _check_finite(op: str, what: str, data: Array) -> None:

@@ -2,18 +2,19 @@
 
 Writes a folder with the model (`model.json`), the decision boundary and the losses as pictures, the
 figures of each step (`metrics.jsonl`) and of the run (`result.json`). Ctrl-C ends the run early and
-saves what there is. Exit codes: 2 usage, 5 no space or permission, 6 a result that is not finite,
-130 interrupted.
+saves what there is; so does an overflow, with the last model that had a loss. Exit codes: 2 usage,
+5 no space or permission, 6 a result that is not finite, 130 interrupted.
 """
 
 import argparse
 import json
 import math
 import random
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from rich.table import Table
 
 from micrograd import command, data, draw, losses, optim
 from micrograd.engine import Value
-from micrograd.errors import UsageError
+from micrograd.errors import NumericalError, UsageError
 from micrograd.files import write_whole
 from micrograd.nn import ACTIVATIONS, INITS, MLP
 
@@ -62,16 +63,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--optimizer", choices=LEARNING_RATES, default="adam", help="default: adam")
     add("--learning-rate", type=float, help="default: 0.02 for adam, 0.2 for sgd")
-    add("--momentum", type=float, default=0.9, help="of sgd (default: 0.9)")
+    add("--momentum", type=float, help="of sgd alone (default: 0.9)")
     add("--weight-decay", type=float, default=0.0, help="share of a weight lost per step / rate")
     add("--l2", type=float, default=1e-4, help="penalty on the squared weights (default: 1e-4)")
     add("--batch-size", type=int, help="points of a step (default: all)")
     add("--max-steps", type=int, help="steps (default: what the problem needs, 400 or 1500)")
     add("--seed", type=int, default=0, help="of points, weights and batches (default: 0)")
     add("--plain", action="store_true", help="a node for every product and sum; far slower")
-    add("--out", type=Path, help="folder to write (default: runs/micrograd/<start time>)")
+    add("--out", type=command.path, help="folder to write (default: runs/micrograd/<start time>)")
     add("--debug", action="store_true", help="show the traceback of an error")
-    return check(parser.parse_args(argv))
+    args = check(parser.parse_args(argv))
+    words = sys.argv[1:] if argv is None else argv
+    args.command = shlex.join(["python", "-m", "micrograd.train", *words])
+    return args
 
 
 def check(args: argparse.Namespace) -> argparse.Namespace:
@@ -84,7 +88,11 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     args.batch_size = args.samples if args.batch_size is None else args.batch_size
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATES[args.optimizer]
-    for name, least in (("max_steps", 1), ("batch_size", 1), ("l2", 0.0)):
+    if args.optimizer == "sgd":
+        args.momentum = 0.9 if args.momentum is None else args.momentum
+    elif args.momentum is not None:
+        raise UsageError(f"--momentum {args.momentum} is of sgd alone: add --optimizer sgd")
+    for name, least in (("samples", 2), ("max_steps", 1), ("batch_size", 1), ("l2", 0.0)):
         if not least <= getattr(args, name) < math.inf:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} {getattr(args, name)} must be at least {least}")
@@ -142,22 +150,33 @@ def fit(
     args: argparse.Namespace,
     report: Callable[[Epoch], None],
 ) -> None:
-    """Run the training loop: forward, loss, backward, step."""
-    rng = random.Random(f"batches {args.seed}")
-    for step in range(args.max_steps):
-        chosen: Sequence[int] = range(args.samples)
-        if args.batch_size < args.samples:
-            chosen = rng.sample(chosen, args.batch_size)
-        y = [labels[i] for i in chosen]
-        # The rate falls to a tenth, so that the last steps settle.
-        optimizer.learning_rate = args.learning_rate * (1.0 - 0.9 * step / args.max_steps)
+    """Run the training loop: forward, loss, backward, step.
 
-        outputs = [model(points[i]) for i in chosen]
-        loss = loss_of(args.loss, outputs, y) + losses.l2(model.parameters(), args.l2)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        report(Epoch(step, loss.data, accuracy(outputs, y)))
+    Raises NumericalError where that overflows, and leaves the last model that had a loss.
+    """
+    rng = random.Random(f"batches {args.seed}")
+    good = model.state_dict()
+    try:
+        for step in range(args.max_steps):
+            chosen: Sequence[int] = range(args.samples)
+            if args.batch_size < args.samples:
+                chosen = rng.sample(chosen, args.batch_size)
+            y = [labels[i] for i in chosen]
+            # The rate falls to a tenth, so that the last steps settle.
+            optimizer.learning_rate = args.learning_rate * (1.0 - 0.9 * step / args.max_steps)
+
+            outputs = [model(points[i]) for i in chosen]
+            loss = loss_of(args.loss, outputs, y) + losses.l2(model.parameters(), args.l2)
+            optimizer.zero_grad()
+            loss.backward()
+            good = model.state_dict()
+            optimizer.step()
+            report(Epoch(step, loss.data, accuracy(outputs, y)))
+        for p in points:
+            model(p)  # the last step may be the one that went too far
+    except NumericalError:
+        model.load_state_dict(good)
+        raise
 
 
 def run(args: argparse.Namespace) -> None:
@@ -165,11 +184,12 @@ def run(args: argparse.Namespace) -> None:
     points, labels = data.make(args.data, args.samples, args.seed, args.noise)
     model, optimizer = build(args)
     out = command.open_folder(args.out or _default_folder())
-    settings = {name: value for name, value in vars(args).items() if name not in ("out", "debug")}
+    hidden = ("out", "debug", "command")
+    settings = {name: value for name, value in vars(args).items() if name not in hidden}
     print(" ".join(f"{name}={value}" for name, value in settings.items()))
     history: list[Epoch] = []
     wall, cpu = time.perf_counter(), time.process_time()
-    interrupted = False
+    interrupted, overflow = False, None
     with progress(args.max_steps) as advance:
 
         def report(epoch: Epoch) -> None:
@@ -180,12 +200,21 @@ def run(args: argparse.Namespace) -> None:
             fit(model, optimizer, points, labels, args, report)
         except KeyboardInterrupt:
             interrupted = True
+        except NumericalError as error:
+            overflow = error
     times = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     results = summary(model, points, labels, args, history) | times
-    write(out, model, points, labels, history, {**settings, **results})
+    figures = {"command": args.command, **settings, **results}
+    write(out, model, points, labels, history, figures)
     show(results, out)
     if interrupted:
         raise KeyboardInterrupt
+    if overflow or results["test_accuracy"] is None:
+        raise NumericalError(
+            f"training overflows after {len(history)} of {args.max_steps} steps; lower "
+            f"--learning-rate {args.learning_rate} (or --l2 and --noise, where they are "
+            f"large); the last model that had a loss is in {out}"
+        ) from overflow
 
 
 def summary(
@@ -195,15 +224,26 @@ def summary(
     args: argparse.Namespace,
     history: Sequence[Epoch],
 ) -> dict[str, Any]:
-    """Return the results by name; the test points are drawn anew."""
+    """Return the results by name; the test points are drawn anew.
+
+    An accuracy is None where the model's outputs overflow.
+    """
     unseen, classes = data.make(args.data, TEST_SAMPLES, args.seed + TEST_SEED, args.noise)
     return {
         "parameters": len(model.parameters()),
         "steps": len(history),
         "train_loss": history[-1].train_loss if history else None,
-        "train_accuracy": accuracy([model(p) for p in points], labels),
-        "test_accuracy": accuracy([model(p) for p in unseen], classes),
+        "train_accuracy": measure(model, points, labels),
+        "test_accuracy": measure(model, unseen, classes),
     }
+
+
+def measure(model: MLP, points: data.Points, labels: Sequence[int]) -> float | None:
+    """Return the accuracy of a model, None where its outputs overflow."""
+    try:
+        return accuracy([model(p) for p in points], labels)
+    except NumericalError:
+        return None
 
 
 def write(
@@ -218,10 +258,11 @@ def write(
     model.save(out / "model.json")
     lines = [json.dumps(vars(epoch)) for epoch in history]
     write_whole(out / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
-    results = {"command": " ".join(["python -m micrograd.train", *sys.argv[1:]]), **results}
     write_whole(out / "result.json", json.dumps(results, indent=2) + "\n")
-    title = f"{results['data']}: test accuracy {results['test_accuracy']:.1%}"
-    draw.plot_boundary(model, points, labels, out / "boundary.png", title=title)
+    if results["test_accuracy"] is not None:
+        title = f"{results['data']}: test accuracy {results['test_accuracy']:.1%}"
+        with suppress(NumericalError):  # weights so large have no boundary that can be computed
+            draw.plot_boundary(model, points, labels, out / "boundary.png", title=title)
     if history:
         curve = [
             {"step": e.step, "loss": e.train_loss, "accuracy": e.train_accuracy} for e in history
