@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import importlib.util
+import signal
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,13 @@ def more_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     if litellm and litellm.origin:
         folder = Path(litellm.origin).parent / "litellm_core_utils" / "tokenizers"
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Let programs started by tests be interrupted, also where a shell in the background ran us.
+
+    Such a shell ignores SIGINT, and programs inherit that; a signal that is handled here is reset
+    in them.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)

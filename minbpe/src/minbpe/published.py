@@ -10,10 +10,7 @@ import hashlib
 import os
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
 from minbpe import huggingface, rank_files
@@ -323,6 +320,8 @@ def places(file: RankFile) -> list[Path]:
 
 def _download(file: RankFile) -> Content:
     """Fetch a published file into the cache folder, where it appears whole and verified."""
+    from http.client import HTTPException  # here, as in _receive
+
     try:
         data = _receive(file)
     except (OSError, HTTPException) as error:
@@ -345,7 +344,9 @@ def _download(file: RankFile) -> Content:
 
 def _receive(file: RankFile) -> bytes:
     """Return what the address serves, showing progress; no more than the cap is taken."""
-    from minbpe.command import progress_bar  # here, so that only a download loads it
+    import urllib.request  # here, so that only a download loads 8 MiB of modules
+
+    from minbpe.command import progress_bar
 
     data = bytearray()
     with urllib.request.urlopen(file.url, timeout=TIMEOUT_S) as response:
