@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from minbpe import RegexTokenizer
+from minbpe import GPT4_SPLIT_PATTERN, BasicTokenizer, RegexTokenizer, get_stats
+from minbpe.pretokens import Splitter
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -50,3 +51,24 @@ def test_every_module_is_in_the_reading_order() -> None:
     named = set(re.findall(r"`(\w+\.py)`", README.read_text(encoding="utf-8")))
     modules = {path.name for path in (README.parent / "src" / "minbpe").glob("*.py")}
     assert named - {"test_trainer.py", "test_tiktoken.py"} == modules - {"__init__.py"}
+
+
+def test_the_answers_of_the_exercises_are_right() -> None:
+    """In the order of the README."""
+    ours, theirs = BasicTokenizer(), BasicTokenizer()
+    ours.train("aaabdaaabac", 259)
+    theirs.train("aaabdaaabac", 259, tie_break="minbpe")
+    assert ours.merges != theirs.merges
+    ids = [258, 100, 258, 97, 99]
+    assert ours.encode("aaabdaaabac") == theirs.encode("aaabdaaabac") == ids
+    assert get_stats([97, 97, 97]) == {(97, 97): 2}
+    assert Splitter(GPT4_SPLIT_PATTERN).split("1234567") == ["123", "456", "7"]
+    ours.train("ab" * 8, 260)
+    assert max(map(len, ours.vocab.values())) == 16
+    smile = list("😀".encode())
+    untrained = BasicTokenizer()
+    for k in (1, 2, 3):
+        assert "�" in untrained.decode(smile[:k])
+        assert "�" in untrained.decode(smile[k:])
+        parts = untrained.decode_bytes(smile[:k]) + untrained.decode_bytes(smile[k:])
+        assert parts.decode() == "😀"
