@@ -4,6 +4,7 @@ import copy
 import gc
 import math
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -695,3 +696,13 @@ def test_a_slope_that_is_no_number_is_numerical_with_create_graph_too() -> None:
         with pytest.raises(NumericalError):
             function(x).backward(create_graph=True)
         assert x.grad == 0.0
+
+
+def test_the_engine_and_the_networks_need_nothing_but_python() -> None:
+    """No NumPy, no plotting library and no torch comes with them."""
+    program = (
+        "import micrograd.higher, micrograd.losses, micrograd.nn, micrograd.optim, sys;"
+        "print(sorted({'matplotlib', 'numpy', 'rich', 'torch'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
