@@ -7,14 +7,12 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from micrograd import engine
 from micrograd.engine import Value, node, trace_lines
 from micrograd.errors import DataError, NumericalError, UsageError
 from micrograd.higher import grad
@@ -226,32 +224,9 @@ def test_the_sum_of_2000_values() -> None:
     assert {v.grad for v in values} == {1.0}
 
 
-def interrupt(function: Callable[[], None], at: int) -> bool:
-    """Raise KeyboardInterrupt at the `at`th line that `function` runs in the engine, if any."""
-    lines = 0
-
-    def trace(frame: FrameType, event: str, arg: object) -> Any:
-        nonlocal lines
-        if frame.f_code.co_filename != engine.__file__:
-            return None
-        if event == "line":
-            lines += 1
-            if lines == at:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
-def test_ctrl_c_anywhere_in_backward_leaves_all_as_it_was() -> None:
+def test_ctrl_c_anywhere_in_backward_leaves_all_as_it_was(
+    interrupt: Callable[[Callable[[], None], int], bool],
+) -> None:
     """Gradients and counters; the next call is right. Tried at each line it runs."""
     x, w = Value(2.0), Value(3.0)
     y = (x * w).tanh() * x
@@ -259,7 +234,7 @@ def test_ctrl_c_anywhere_in_backward_leaves_all_as_it_was() -> None:
     y.backward()
     before = [one.grad for one in nodes]
     tried = 0
-    while interrupt(y.backward, at=tried + 1):
+    while interrupt(y.backward, tried + 1):
         tried += 1
         assert [one.grad for one in nodes] == before, f"interrupted at line {tried}"
         assert not any(one._uses for one in nodes), f"interrupted at line {tried}"

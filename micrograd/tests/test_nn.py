@@ -5,18 +5,16 @@ import gc
 import pickle
 import random
 import statistics
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from micrograd import engine, nn
+from micrograd import nn
 from micrograd.engine import Value
 from micrograd.errors import ArtefactError, DataError, NumericalError, UsageError
 from micrograd.higher import grad
@@ -310,33 +308,9 @@ def test_case_03_a_forward_pass_that_overflows_is_an_error() -> None:
         model([1e200])
 
 
-def interrupt(function: Callable[[], None], at: int) -> bool:
-    """Raise KeyboardInterrupt at the `at`th line that `function` runs in the package, if any."""
-    lines = 0
-
-    def trace(frame: FrameType, event: str, arg: object) -> Any:
-        nonlocal lines
-        file = frame.f_code.co_filename
-        if file not in (engine.__file__, nn.__file__):
-            return None
-        if event == "line":
-            lines += 1
-            if lines == at:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
-def test_ctrl_c_anywhere_in_backward_leaves_a_network_as_it_was() -> None:
+def test_ctrl_c_anywhere_in_backward_leaves_a_network_as_it_was(
+    interrupt: Callable[[Callable[[], None], int], bool],
+) -> None:
     """Gradients of parameters and inputs; the next pass is right. Tried at each line it runs.
 
     Except the very last, which write the sums of all layers one after another.
@@ -347,7 +321,7 @@ def test_ctrl_c_anywhere_in_backward_leaves_a_network_as_it_was() -> None:
     loss.backward()
     before = [x.grad, *grads(model)]
     tried = 0
-    while interrupt(loss.backward, at=tried + 1):
+    while interrupt(loss.backward, tried + 1):
         tried += 1
         assert [x.grad, *grads(model)] == before, f"interrupted at line {tried}"
     assert tried > 300
