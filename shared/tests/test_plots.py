@@ -45,7 +45,7 @@ def a_run(folder: Path) -> Path:
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Keep each figure that is drawn, instead of writing it."""
     kept: list[Any] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, _: kept.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: kept.append(figure))
     return kept
 
 

@@ -10,6 +10,7 @@ Every item is read with the boundary before it and predicts the boundary after i
 learns where items begin and end. Items lie in one array; a batch is cut out of it by indexing.
 """
 
+import io
 import random
 import unicodedata
 from collections import Counter
@@ -60,9 +61,16 @@ def read_items(dataset: Dataset) -> list[str]:
 
     Raises what `Dataset.text` and `examine` raise.
     """
-    lines = [line.strip() for line in dataset.text().splitlines()]
-    examine(lines, dataset.name)
-    return [line for line in lines if line]
+    return examined_items(dataset)[0]
+
+
+def examined_items(dataset: Dataset) -> tuple[list[str], Report]:
+    """Return what `read_items` does, and what the doctor says of it."""
+    text = dataset.text().removeprefix("\ufeff")  # a byte order mark, as Windows writes it
+    # Lines as an editor counts them: str.splitlines() also splits at form feeds and the like.
+    lines = [line.strip() for line in io.StringIO(text, newline=None)]
+    report = examine(lines, dataset.name)
+    return [line for line in lines if line], report
 
 
 def examine(lines: Sequence[str], name: str = "the data") -> Report:
@@ -113,23 +121,23 @@ def _warnings(lines: Sequence[str], counts: Counter[str]) -> list[str]:
     if items < FEW_ITEMS:
         found.append(f"only {items} items: the test loss will be mostly noise")
     if empty := len(lines) - items:
-        found.append(f"{empty:,} empty lines, left out")
+        found.append(f"empty lines, left out: {empty:,}")
     if repeats := items - len(counts):
         (most, times) = counts.most_common(1)[0]
         found.append(
-            f"{repeats:,} items stand more than once ({most!r} {times} times): a copy of a "
-            "training item may be in the test part"
+            f"items that repeat an earlier one: {repeats:,} ({most!r} {times} times): a copy "
+            "of a training item may be in the test part"
         )
     rare: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        for character in set(line):
+        for character in dict.fromkeys(line):  # a set's order differs from run to run
             rare[character] = -1 if character in rare else number
     if once := {c: number for c, number in rare.items() if number > 0}:
         shown = ", ".join(f"{c!r} (line {number})" for c, number in list(once.items())[:5])
         more = f" and {len(once) - 5} more" if len(once) > 5 else ""
         found.append(f"characters of a single item: {shown}{more}")
     if odd := sum(unicodedata.normalize("NFC", item) != item for item in counts):
-        found.append(f"{odd:,} items are not in Unicode's normal form NFC: accents count apart")
+        found.append(f"items not in Unicode's normal form NFC: {odd:,}; their accents count apart")
     return found
 
 

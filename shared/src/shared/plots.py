@@ -59,7 +59,7 @@ def plot_loss(
     val = _series(records, "val", "val_loss", "loss")
     rate = _series(records, "train", "lr", "learning_rate")
     skipped = sorted({record["step"] for record in records if record.get("kind") == "skip"})
-    with _style():
+    with picture_style():
         figure, loss_axes, rate_axes = _panels(two=bool(rate[0]))
         _draw_train(loss_axes, *train)
         if val[0]:
@@ -73,8 +73,8 @@ def plot_loss(
         if rate_axes is not None:
             _draw_rate(rate_axes, *rate)
         _count_steps(rate_axes or loss_axes)
-        _headline(loss_axes, title, subtitle)
-        _save(figure, out)
+        headline(loss_axes, title, subtitle)
+        save_figure(figure, out)
 
 
 def bar_chart(
@@ -96,8 +96,8 @@ def bar_chart(
         raise DataError(f"{out}: no rows to draw")
     names, values = [name for name, _ in pairs], [value for _, value in pairs]
     chosen = highlight if highlight is not None else names[-1]
-    with _style():
-        figure = _new_figure(9.0, 1.5 + 0.42 * len(pairs))
+    with picture_style():
+        figure = new_figure(9.0, 1.5 + 0.42 * len(pairs))
         axes = figure.add_subplot()
         colours = [BLUE if name == chosen else "#A9CCE3" for name in names]
         bars = axes.barh(range(len(pairs)), values, color=colours, height=0.68)
@@ -110,8 +110,46 @@ def bar_chart(
         axes.set_xlabel(unit)
         axes.xaxis.set_major_formatter(lambda x, _: _short(x))
         axes.margins(x=0.12)
-        _headline(axes, title, subtitle)
-        _save(figure, out)
+        headline(axes, title, subtitle)
+        save_figure(figure, out)
+
+
+def picture_style() -> Any:
+    """Return the context in which our pictures look alike, whatever the user's settings are."""
+    import matplotlib as mpl
+
+    settings: dict[Any, Any] = {**mpl.rcParamsDefault, **_STYLE}
+    del settings["backend"]  # the one setting that the context would not put back
+    return mpl.rc_context(settings)
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of a size in inches, with a canvas that needs no screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def headline(axes: "Axes", title: str, subtitle: str | None) -> None:
+    """Put a title over the axes, and a smaller grey line between the two."""
+    # A user's text may hold dollar signs that mean no formula: parse_math=False.
+    above = 24 if subtitle else 10
+    axes.set_title(title, loc="left", fontsize=14, fontweight="bold", pad=above, parse_math=False)
+    if subtitle:
+        axes.annotate(
+            subtitle, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points",
+            fontsize=10, color=GREY, parse_math=False,
+        )  # fmt: skip
+
+
+def save_figure(figure: "Figure", out: Path) -> None:
+    """Write the figure whole or not at all."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
+    files.write_file(out, picture.getvalue())
 
 
 def smooth(values: Sequence[float], reach: int) -> list[float]:
@@ -207,7 +245,7 @@ def _reach(losses: Sequence[float]) -> int:
 
 def _panels(*, two: bool) -> "tuple[Figure, Axes, Axes | None]":
     """Return a figure with a panel for losses and, under it, a thin one for the learning rate."""
-    figure = _new_figure(9.0, 5.6)
+    figure = new_figure(9.0, 5.6)
     if not two:
         return figure, figure.add_subplot(), None
     grid = figure.add_gridspec(2, 1, height_ratios=(5, 1), hspace=0.08)
@@ -215,44 +253,6 @@ def _panels(*, two: bool) -> "tuple[Figure, Axes, Axes | None]":
     lower = figure.add_subplot(grid[1], sharex=upper)
     upper.tick_params(axis="x", labelbottom=False)
     return figure, upper, lower
-
-
-def _new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure of a size in inches, with a canvas that needs no screen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _headline(axes: "Axes", title: str, subtitle: str | None) -> None:
-    """Put a title over the axes, and a smaller grey line between the two."""
-    # A user's text may hold dollar signs that mean no formula: parse_math=False.
-    above = 24 if subtitle else 10
-    axes.set_title(title, loc="left", fontsize=14, fontweight="bold", pad=above, parse_math=False)
-    if subtitle:
-        axes.annotate(
-            subtitle, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points",
-            fontsize=10, color=GREY, parse_math=False,
-        )  # fmt: skip
-
-
-def _save(figure: "Figure", out: Path) -> None:
-    """Write the figure whole or not at all."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
-    files.write_file(out, picture.getvalue())
-
-
-def _style() -> Any:
-    """Return the context in which our pictures look alike, whatever the user's settings are."""
-    import matplotlib as mpl
-
-    settings: dict[Any, Any] = {**mpl.rcParamsDefault, **_STYLE}
-    del settings["backend"]  # the one setting that the context would not put back
-    return mpl.rc_context(settings)
 
 
 def _skipped(count: int) -> str:
