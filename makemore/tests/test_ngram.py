@@ -226,6 +226,7 @@ def test_a_model_without_counts_finds_all_characters_equally_likely() -> None:
     """Before `fit`, the loss is log V."""
     model = NGram(NGramConfig(vocab_size=5, n=3))
     assert mean_nats(model, Items(["ab", "c"], LETTERS)) == pytest.approx(math.log(5))
+    assert probabilities(model, 0) == pytest.approx([0.2] * 5)
 
 
 def test_counting_again_forgets_what_was_counted_before() -> None:

@@ -157,7 +157,7 @@ def test_prefixes_are_numbered_by_level_and_computed_once() -> None:
         None,
     ]
     assert plan.places.tolist() == [0, 2, 5, 0, 1, 4, 7, 0, 1, 3, 6, 9, 0, 2, 5, 8]
-    assert idx.view(-1)[plan.cells].tolist() == [0, e, a, m, v, v, m, a, a, a]
+    assert plan.ids.tolist() == [0, e, a, m, v, v, m, a, a, a]
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -64,6 +64,8 @@ class Bow(CharacterModel):
         self.hidden = nn.Linear(config.n_embd, config.n_hidden)
         self.hidden_out = nn.Linear(config.n_hidden, config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size)
+        nn.init.normal_(self.head.weight, std=0.01)  # the first guess is nearly uniform
+        nn.init.zeros_(self.head.bias)
 
     def scores(self, idx: Tensor, keep: Tensor) -> Tensor:
         """Return the scores (N, V); raises `ValueError` for items longer than `block_size`."""

@@ -14,6 +14,7 @@ What makes this several times as fast as a loop over padded characters (`makemor
 4. The loops work in place: a step of the GRU is five operations forward and three backward.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,8 @@ class Plan:
     """For each level but the first, which of the level before its prefixes continue."""
     continued: Tensor
     """The same as numbers of prefixes, in one tensor (P - counts[0],)."""
-    cells: Tensor
-    """Where a prefix's last character is in idx.view(-1), (P,)."""
+    ids: Tensor
+    """A prefix's last character, (P,)."""
     places: Tensor
     """The prefix of every kept place, (N,), in the order of idx[keep]."""
 
@@ -59,47 +60,49 @@ def make_plan(idx: Tensor, keep: Tensor, share: bool) -> Plan:
 
     With `share`, items that begin alike share what is computed for their beginning.
     """
+    # NumPy takes a third of the time that torch takes for as small arrays as these.
     kept, ids = keep.cpu().numpy(), idx.cpu().numpy()
     lengths = kept.sum(1)
-    order = np.argsort(-lengths, kind="stable")
     T = int(lengths.max(initial=0))
-    active = lengths[order] > np.arange(T)[:, None]  # (T, B)
-    owners = _owners(ids[order, :T].T, active) if share else None
-    computed = active if owners is None else active & (owners == np.arange(len(order)))
-    number = computed.ravel().cumsum().reshape(active.shape) - 1  # of the prefixes, by level
+    active, by_time = kept[:, :T].T, ids[:, :T].T  # (T, B)
+    order = np.argsort(-lengths, kind="stable") if (lengths[1:] > lengths[:-1]).any() else None
+    if order is not None:
+        active, by_time = active[:, order], by_time[:, order]
+    owners = _owners(by_time, active) if share else None
+    computed = active if owners is None else active & (owners == np.arange(len(lengths)))
+    computed = np.ascontiguousarray(computed)
+    number = computed.cumsum().reshape(active.shape) - 1  # of the prefixes, level by level
     if owners is not None:
         number = np.take_along_axis(number, owners, axis=1)
-    counts = computed.sum(1)
+    counts: list[int] = computed.sum(1).tolist()
     continued = number[:-1][computed[1:]]
     parents, inner = _parents(continued, counts) if share else ([None] * (T - 1), counts[1:])
-    cuts = np.stack([[*inner, 0], counts], axis=1)
-    cuts[:, 1] -= cuts[:, 0]
-    places = np.empty((len(order), T), dtype=np.int64)
-    places[order] = number.T
-    cells = (order * idx.shape[1] + np.arange(T)[:, None])[computed]
+    places = number.T
+    if order is not None:
+        places = np.empty_like(places)
+        places[order] = number.T
     return Plan(
-        counts=counts.tolist(),
-        cuts=cuts.ravel().tolist(),
+        counts=counts,
+        cuts=[n for on, all_ in zip([*inner, 0], counts, strict=False) for n in (on, all_ - on)],
         parents=[None if p is None else torch.from_numpy(p).to(idx.device) for p in parents],
         continued=torch.from_numpy(continued).to(idx.device),
-        cells=torch.from_numpy(cells).to(idx.device),
+        ids=torch.from_numpy(by_time[computed]).to(idx.device),
         places=torch.from_numpy(places[kept[:, :T]]).to(idx.device),
     )
 
 
-def _parents(continued: Ints, counts: Ints) -> tuple[list[Ints | None], list[int]]:
+def _parents(continued: Ints, counts: list[int]) -> tuple[list[Ints | None], list[int]]:
     """Return what each level but the first continues of the one before, and how many of it.
 
     None stands for the first ones in order, which is how it is as soon as no two rows agree.
     """
     parents: list[Ints | None] = []
     inner: list[int] = []
-    ends = counts.cumsum()
-    for t in range(1, len(counts)):
-        begin = ends[t - 1] - counts[t - 1]
-        found = continued[ends[t - 1] - counts[0] : ends[t] - counts[0]] - begin
-        first_ones = bool((found == np.arange(len(found))).all())
-        parents.append(None if first_ones else found)
+    begin = end = 0  # of the level before; `continued` lacks the first level
+    for before, count in itertools.pairwise(counts):
+        found = continued[end : end + count] - begin
+        begin, end = begin + before, end + count
+        parents.append(None if (found == np.arange(count)).all() else found)
         inner.append(int(found.max()) + 1)
     return parents, inner
 

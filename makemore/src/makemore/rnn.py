@@ -23,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from makemore.data import BOUNDARY
 from makemore.model import CharacterModel
+from makemore.noising import blank
 from makemore.recurrence import Plan, elman, gru, lstm, make_plan
 
 Cell = Literal["rnn", "gru", "lstm"]
@@ -55,6 +57,8 @@ class RNNConfig:
     weight_dropout: float = 0.0
     """Share of the recurrent weights that are dropped, anew for every batch (Merity et al., 2017,
     sec. 2)."""
+    noise: float = 0.0
+    """Share of characters read as a blank in training (Xie et al., 2017; see `noising`)."""
 
     def __post_init__(self) -> None:
         if self.cell not in GATES:
@@ -62,7 +66,7 @@ class RNNConfig:
         for name in ("vocab_size", "n_embd", "n_hidden", "n_layer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1; try 64")
-        for name in ("dropout", "embed_dropout", "weight_dropout"):
+        for name in ("dropout", "embed_dropout", "weight_dropout", "noise"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1); try 0.2")
 
@@ -106,7 +110,8 @@ class RNN(CharacterModel):
         super().__init__()
         self.config = config
         self.vocab_size, self.block_size = config.vocab_size, 0
-        self.embed = nn.Parameter(torch.randn(config.vocab_size, config.n_embd))
+        has_blank = config.noise > 0
+        self.embed = nn.Parameter(torch.randn(config.vocab_size + has_blank, config.n_embd))
         widths = [config.n_embd, *[config.n_hidden] * config.n_layer]
         self.layers = nn.ModuleList(
             Layer(config.cell, n_in, config.n_hidden) for n_in in widths[:-1]
@@ -119,18 +124,19 @@ class RNN(CharacterModel):
         Where items share prefixes, they share what dropout has left of them.
         """
         config = self.config
-        if not keep.any():
-            return self.embed.new_empty(0, config.vocab_size)
+        if self.training and config.noise:
+            idx = blank(idx, config.noise, config.vocab_size, first=idx == BOUNDARY)
         plan = make_plan(idx, keep, share=len(idx) * config.n_hidden >= SHARE_FROM)
-        ids = idx.reshape(-1).index_select(0, plan.cells)  # (P,)
+        if not plan.counts:
+            return self.embed.new_empty(0, config.vocab_size)
         states: Tensor = self.embed
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             if number == 0 and config.embed_dropout:
-                states = self._dropped(self.embed.index_select(0, ids), config.embed_dropout)
+                states = self._dropped(self.embed.index_select(0, plan.ids), config.embed_dropout)
             x = F.linear(states, layer.w_input, layer.bias)
             if number == 0 and not config.embed_dropout:
-                x = x.index_select(0, ids)  # (V, G H) to (P, G H)
+                x = x.index_select(0, plan.ids)  # (V, G H) to (P, G H)
             w = self._dropped(layer.w_hidden, config.weight_dropout)
             states = self._dropped(layer(x, w, plan), config.dropout)  # (P, H)
         scores: Tensor = self.head(states)

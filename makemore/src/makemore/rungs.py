@@ -66,7 +66,7 @@ RUNGS = (
     Rung(NGRAM, "counted", NGRAM),
     # The same model as the counted one, found by gradient descent: it can only tie.
     Rung("bigram", "neural", "bigram", beats="counted-bigram", tie=0.01),
-    *_neural("bow", "mlp", "mlp-bn", "wavenet", "rnn", "gru", "lstm", "transformer"),
+    *_neural("bow", "mlp", "mlp-bn", "rnn", "wavenet", "transformer", "gru", "lstm"),
     Rung(BEST_PAIR, "mixtures"),
     Rung(ALL, "mixtures"),
 )
