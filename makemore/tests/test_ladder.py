@@ -17,11 +17,23 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
 
+from makemore.data import Splits
 from makemore.ladder import LadderConfig, complain, main, resumed
 from makemore.measure import LOG_PROBS, MEASURED
 from makemore.recipes import RECIPES
 from makemore.report import PARTS, Chain, Estimate, Row, draw, markdown_table, terminal_table
-from makemore.rungs import ALL, BEST_PAIR, NGRAM, RUNGS, Job, Mixture, Result, judge, mixtures
+from makemore.rungs import (
+    ALL,
+    BEST_PAIR,
+    NGRAM,
+    RUNGS,
+    WHOLE,
+    Job,
+    Mixture,
+    Result,
+    judge,
+    mixtures,
+)
 from makemore.workers import Board, Running, work_off
 from shared import cli
 from shared.datasets import resolve
@@ -157,6 +169,8 @@ def test_the_chart_is_a_picture_of_every_split(tmp_path: Path) -> None:
 
 # ---- mixtures
 
+SPLITS = Splits(["ab"], ["cd"], ["ef"])  # each with two characters and an end
+
 
 def make_result(folder: Path, name: str, seed: int = 0, **log_probs: Sequence[float]) -> Result:
     """Leave what a finished job leaves, with these log-probabilities, and read it."""
@@ -198,9 +212,24 @@ def test_the_best_model_is_chosen_by_validation(tmp_path: Path) -> None:
         make_result(tmp_path, "mlp", val=[-1.0] * 3, test=[-3.0] * 3),
         make_result(tmp_path, "gru", val=[-2.0] * 3, test=[-1.0] * 3),
     ]
-    pair, everything = mixtures(results)
+    pair, everything, whole = mixtures(results, SPLITS)
     assert [each.job.rung.name for each in pair.members] == ["mlp", NGRAM]
     assert [each.job.rung.name for each in everything.members] == ["mlp", "gru", NGRAM]
+    assert whole.members == everything.members
+
+
+def test_whole_items_are_corrected_by_what_validation_shows(tmp_path: Path) -> None:
+    """Held-out items are new; so probability moves from the training item to all others.
+
+    The model gives "ab" half of all probability. With one validation item, which is another, and
+    one more spread as the model expects, the ratio of "ab" is (0 + 1/2) / 2 / (1/2) = 1/2, that of
+    unseen items (1 + 1/2) / 2 / (1/2) = 3/2.
+    """
+    half = [math.log(0.5), 0.0, 0.0]
+    result = make_result(tmp_path, "mlp", train=half, val=half, test=half)
+    mixture = Mixture.of(ALL, [result]).of_whole_items(WHOLE, SPLITS)
+    assert mixture.nats["train"] == pytest.approx(-math.log(0.5 / 2) / 3)
+    assert mixture.nats["test"] == pytest.approx(-math.log(0.5 * 3 / 2) / 3)
 
 
 def test_a_seed_whose_job_failed_is_not_mixed_with_the_others(tmp_path: Path) -> None:
@@ -210,9 +239,9 @@ def test_a_seed_whose_job_failed_is_not_mixed_with_the_others(tmp_path: Path) ->
         *(make_result(tmp_path, "mlp", seed) for seed in (0, 1)),
         make_result(tmp_path, "gru", 0, val=[-5.0] * 3),
     ]
-    found = [(each.name, each.members[0].job.seed) for each in mixtures(results)]
-    assert found == [(BEST_PAIR, 0), (ALL, 0), (BEST_PAIR, 1)]
-    assert mixtures(results[1:]) == []
+    found = [(each.name, each.members[0].job.seed) for each in mixtures(results, SPLITS)]
+    assert found == [(BEST_PAIR, 0), (ALL, 0), (WHOLE, 0), (BEST_PAIR, 1)]
+    assert mixtures(results[1:], SPLITS) == []
 
 
 # ---- jobs and workers

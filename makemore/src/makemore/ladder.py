@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from makemore.data import DEFAULT_DATA, FALLBACK_DATA, SplitName, read_items
+from makemore.data import DEFAULT_DATA, FALLBACK_DATA, SplitName, read_items, split_items
 from makemore.recipes import RECIPES
 from makemore.report import Row, draw, markdown_table, terminal_table
 from makemore.rungs import NGRAM, RUNGS, UNIFORM, Job, Mixture, Result, judge, make_rows, mixtures
@@ -123,7 +123,7 @@ MAY_CHANGE = ["data", "split", "seeds", "rungs", "corpus.name"]
 def main(config: LadderConfig) -> None:
     """Train every rung with its tuned settings; write the table, the chart and the samples."""
     dataset = find_data(config.data)
-    read_items(dataset)  # what cannot be trained on is said once, and before anything is spent
+    items = read_items(dataset)  # what is wrong with them is said before anything is spent
     with Run.open(
         PACKAGE,
         config.out,
@@ -131,10 +131,10 @@ def main(config: LadderConfig) -> None:
         config=config.saved(dataset),
         may_change=MAY_CHANGE,
     ) as run:
-        climb(config, dataset, run)
+        climb(config, dataset, items, run)
 
 
-def climb(config: LadderConfig, dataset: Dataset, run: Run) -> None:
+def climb(config: LadderConfig, dataset: Dataset, items: Sequence[str], run: Run) -> None:
     """Do the jobs that are not done yet, write what came of all, and say what failed.
 
     Raises NumericalError where a rung does not beat the one below, or a Failure with the exit
@@ -147,7 +147,7 @@ def climb(config: LadderConfig, dataset: Dataset, run: Run) -> None:
     files.make_folder(run.folder / "jobs")
     remedy = f"; continue with --resume --out {run.folder}"
     failed = work_off(open_jobs, config.workers or usable_cores(), remedy)
-    ladder = Ladder.of(config, [Result.of(job) for job in jobs if job.done])
+    ladder = Ladder.of(config, items, [Result.of(job) for job in jobs if job.done])
     clocks = {
         "seconds": round(time.monotonic() - started, 1),
         "cpu_seconds": round(cpu_seconds(), 1),
@@ -209,7 +209,7 @@ class Ladder:
     judged: bool
 
     @classmethod
-    def of(cls, config: LadderConfig, results: Sequence[Result]) -> "Ladder":
+    def of(cls, config: LadderConfig, items: Sequence[str], results: Sequence[Result]) -> "Ladder":
         """Mix, tabulate and judge; a ladder with capped steps is not judged."""
         judged = all(each.job.max_steps is None for each in results)
         mixed: list[Mixture] = []
@@ -217,7 +217,7 @@ class Ladder:
         for split in config.splits:
             own = [each for each in results if each.job.split == split]
             if own:
-                found = mixtures(own)
+                found = mixtures(own, split_items(items, split))
                 of_split = make_rows(own, found, uniform=UNIFORM in config.names)
                 mixed += found
                 rows += judge(of_split) if judged else of_split

@@ -117,7 +117,7 @@ RECIPES: dict[str, Recipe] = {
     "transformer": Recipe(
         Transformer,
         TransformerConfig(
-            block_size=16, n_layer=3, n_embd=64, n_head=4, positions="rotary", qk_norm=True,
+            block_size=16, n_layer=4, n_embd=64, n_head=4, positions="rotary", qk_norm=True,
             activation="relu2", residual_init="zero", dropout=0.03, attention_dropout=0.05,
             noise=0.03,
         ),
@@ -128,7 +128,7 @@ RECIPES: dict[str, Recipe] = {
     "gru": Recipe(
         RNN,
         RNNConfig(cell="gru", n_embd=64, n_hidden=256, dropout=0.2, noise=0.06),
-        _trainer(max_steps=3700),
+        _trainer(max_steps=4700),
         "gates that decide what of the state is kept",
         "Cho et al., 2014",
     ),

@@ -2,7 +2,7 @@
 
     counted    uniform -> unigram -> ... -> ngram         no chance, no seeds
     neural     bigram -> ... -> transformer               one job a seed
-    mixtures   best + ngram -> all + ngram                no job: weights for what the jobs left
+    mixtures   best + ngram -> all + ngram -> ...         no job: weights for what the jobs left
 
 Every rung has to beat the one before it in its chain, by the mean of the test nats over seeds.
 """
@@ -16,18 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
-from makemore.data import SplitName
+from makemore.data import SplitName, Splits
+from makemore.evaluate import FloatArray
 from makemore.measure import MEASURED, read_log_probs
 from makemore.mixture import fit_weights, mix
 from makemore.recipes import RECIPES, build
 from makemore.report import PARTS, Chain, Estimate, Part, Row
+from makemore.whole import reweight
 from shared.errors import ArtefactError
 from shared.files import read_json
 from shared.metrics import format_value, read_metrics
 from shared.runs import RESULT
 
 UNIFORM, NGRAM = "uniform", "ngram"
-BEST_PAIR, ALL = "best + ngram", "all + ngram"
+BEST_PAIR, ALL, WHOLE = "best + ngram", "all + ngram", "all, whole names"
 STEP_SECONDS, FLOPS_PER_SECOND = 2e-3, 3e10  # of one core, for guesses of a job's time
 TYPICAL_LENGTH = 7  # characters of a name and its end; for the same guesses
 
@@ -69,6 +71,7 @@ RUNGS = (
     *_neural("bow", "mlp", "mlp-bn", "rnn", "wavenet", "transformer", "gru", "lstm"),
     Rung(BEST_PAIR, "mixtures"),
     Rung(ALL, "mixtures"),
+    Rung(WHOLE, "mixtures"),
 )
 
 
@@ -203,21 +206,34 @@ class Mixture:
     weights: Sequence[float]
     nats: Mapping[Part, float]
 
+    log_probs: Mapping[Part, FloatArray] = dataclasses.field(repr=False)
+    """Of every character of each part."""
+
     @classmethod
     def of(cls, name: str, members: Sequence[Result]) -> "Mixture":
         """Fit the weights on the validation items, which no member was trained on."""
-        log_probs = [read_log_probs(member.job.folder) for member in members]
-        weights = fit_weights(np.stack([each["val"] for each in log_probs]))
-        nats = {
-            part: -float(mix([each[part] for each in log_probs], weights).mean()) for part in PARTS
-        }
-        return cls(name, members, weights.tolist(), nats)
+        apart = [read_log_probs(member.job.folder) for member in members]
+        weights = fit_weights(np.stack([each["val"] for each in apart]))
+        log_probs = {part: mix([each[part] for each in apart], weights) for part in PARTS}
+        nats = {part: -float(log_probs[part].mean()) for part in PARTS}
+        return cls(name, members, weights.tolist(), nats, log_probs)
+
+    def of_whole_items(self, name: str, splits: Splits) -> "Mixture":
+        """Correct this mixture for how often whole items come back (see `makemore.whole`)."""
+        items: dict[str, FloatArray] = {}
+        for part in PARTS:
+            ends = np.cumsum([len(text) + 1 for text in getattr(splits, part)])
+            items[part] = np.add.reduceat(self.log_probs[part], np.r_[0, ends[:-1]])
+        corrected = reweight(items, splits)
+        nats = {part: -float(corrected[part].sum() / len(self.log_probs[part])) for part in PARTS}
+        return dataclasses.replace(self, name=name, nats=nats)
 
 
-def mixtures(results: Sequence[Result]) -> list[Mixture]:
+def mixtures(results: Sequence[Result], splits: Splits) -> list[Mixture]:
     """Mix the n-gram with the best neural model, and with all of them, for every seed of a split.
 
-    The best is chosen by validation loss, so that the test items decide nothing.
+    Then correct the mixture of all for whole items. The best is chosen by validation loss, so that
+    the test items decide nothing.
     """
     counted = next((each for each in results if each.job.rung.name == NGRAM), None)
     neural = [each for each in results if each.job.rung.chain == "neural"]
@@ -237,6 +253,7 @@ def mixtures(results: Sequence[Result]) -> list[Mixture]:
             found.append(Mixture.of(BEST_PAIR, [*pair, counted]))
         if len(members) == len(names) > 1:  # else a job has failed, or it would be the same
             found.append(Mixture.of(ALL, [*members, counted]))
+            found.append(found[-1].of_whole_items(WHOLE, splits))
     return found
 
 

@@ -17,8 +17,9 @@ where the sum goes over the h w that training items begin with, and Z of a whole
 Shapes: B items, T time, N places, V = vocab_size, R distinct beginnings of training items.
 """
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from makemore.data import BOUNDARY, IGNORED, Items
+from makemore.data import BOUNDARY, IGNORED, Items, Splits
 from makemore.model import CharacterModel
 from shared.errors import ArtefactError
 from shared.sampler import IntArray
@@ -80,6 +81,38 @@ class Beginnings:
         return cls(np.concatenate(keys), np.concatenate(counts), reached)
 
 
+def find_ratios(held: npt.NDArray[Any], mass: npt.NDArray[Any]) -> FloatArray:
+    """Return the ratios r that make held-out items most likely.
+
+    Of items seen 0, 1, ... times, `held` is how many were held out, `mass` the probability that
+    the model gives to all of them together; r is the share held out over that. One more held-out
+    item, spread as the model expects, keeps ratios of empty classes above 0. So p' sums to one.
+    """
+    ratios: FloatArray = (held + mass) / (held.sum() + 1) / np.maximum(mass, 1e-12)
+    return ratios
+
+
+def reweight(
+    log_probs: Mapping[str, FloatArray], splits: Splits, n_counts: int = 2
+) -> dict[str, FloatArray]:
+    """Return log p' of the items of each part of a split, from a model's own log p of them.
+
+    What `Whole` does, where only the probabilities of whole items are at hand. The ratios are
+    fitted to the validation items.
+    """
+    counts = Counter(splits.train)
+    kinds = {
+        part: np.array([min(counts[item], n_counts) for item in items])
+        for part, items in asdict(splits).items()
+    }
+    # A distinct training item's probability, once: the items of a count c hold c copies of it.
+    copies = np.array([counts[item] for item in splits.train])
+    mass = np.bincount(kinds["train"], np.exp(log_probs["train"]) / copies, n_counts + 1)
+    mass[0] = 1 - mass.sum()
+    ratios = find_ratios(np.bincount(kinds["val"], minlength=n_counts + 1), mass)
+    return {part: log_probs[part] + np.log(ratios[kinds[part]]) for part in kinds}
+
+
 class Whole(CharacterModel):
     """A trained model, corrected for how often its training items come back."""
 
@@ -105,8 +138,6 @@ class Whole(CharacterModel):
     def fit(self, train: Items, held: Items) -> None:
         """Find the ratios: `train` is what the model has seen, `held` more of the same, unseen.
 
-        They make `held` most likely: shares of held-out items over the model's probabilities. One
-        more held-out item, spread as the model expects, keeps ratios of empty classes above 0.
         Raises ValueError where `train` or `held` is empty.
         """
         if not len(train) or not len(held):
@@ -123,7 +154,7 @@ class Whole(CharacterModel):
         self.keys = torch.from_numpy(trie.keys).to(self.keys.device)
         nodes = self._ends(held)
         share = np.bincount(np.where(nodes >= 0, counts[nodes], 0), minlength=kinds)
-        ratios = (share + mass) / (len(held) + 1) / np.maximum(mass, 1e-12)
+        ratios = find_ratios(share, mass)
         self.log_ratios = torch.from_numpy(np.log(ratios)).float().to(self.keys.device)
         self._remember(trie, edges)
 
