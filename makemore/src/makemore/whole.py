@@ -178,8 +178,7 @@ class Whole(CharacterModel):
 
     def _counts(self, trie: Beginnings) -> IntArray:
         """Return how often a whole item was seen (R,), n_counts at most; 0 for the unfinished."""
-        finished = trie.keys % self.vocab_size == BOUNDARY
-        finished[0] = False
+        finished = trie.keys % self.vocab_size == BOUNDARY  # never of the first, whose key is -1
         return np.where(finished, np.minimum(trie.count, self.config.n_counts), 0)
 
     def _edges(self, trie: Beginnings, train: Items) -> FloatArray:
