@@ -134,8 +134,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "lstm": Recipe(
         RNN,
-        RNNConfig(cell="lstm", n_embd=64, n_hidden=256, dropout=0.2, noise=0.05),
-        _trainer(max_steps=6500),
+        RNNConfig(cell="lstm", n_embd=64, n_hidden=320, dropout=0.2, noise=0.06),
+        _trainer(max_steps=5200),
         "a second state that is only added to",
         "Hochreiter & Schmidhuber, 1997; Gers et al., 2000",
     ),
