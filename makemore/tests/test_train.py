@@ -100,7 +100,7 @@ def test_the_doctor_reports_before_training(
         *(
             "80, 40 of them distinct",
             "3 to 9, 5.67 on average",
-            "21: ae",
+            "characters 21: ",
             "64 train, 8 val, 8 test",
         ),
         *("7 of 8 test items are training items too", "only 80 items", "empty lines, left out: 1"),
@@ -262,7 +262,7 @@ MISTAKES = {
     "unk": (("--unk", -1), 2, "unk=-1 must be at least 0"),
     "all unknown": (("--unk", 99), 3, "--unk 99: no character is in as many training items"),
     "places": (
-        ("--model", "transformer", "--n-embd", 8, "--block-size", 5),
+        ("--model", "bow", "--max-steps", 1, "--block-size", 5),
         3,
         "items of up to 9 characters: an item of 10 places is longer than block_size=5",
     ),

@@ -45,7 +45,7 @@ from shared.plots import plot_loss
 from shared.runs import Run, saved_config, shown
 from shared.trainer import Trainer
 
-DEFAULT_MODEL = "gru"
+DEFAULT_MODEL = "wavenet"
 NOT_TRAINED = TrainerConfig(max_steps=0)  # where a model is counted; only seed and device matter
 
 

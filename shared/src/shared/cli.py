@@ -319,9 +319,10 @@ def _flags(config_type: type) -> dict[str, str]:
     with _columns(1000), redirected[0], redirected[1], contextlib.suppress(SystemExit):
         tyro.cli(config_type, args=["--help"], prog="", config=(tyro.conf.OmitArgPrefixes,))
     flags = {}
-    # One flag a line: two spaces or more lie between it and its help.
-    for line in printed.getvalue().splitlines():
-        left = re.split(r"\s{2,}", line.strip("│| "))[0]
+    # A flag and its help, and the groups of flags that long helps have beside each other, lie two
+    # spaces or more apart.
+    for cell in re.split(r"\n|\s{2,}|│+", printed.getvalue()):
+        left = cell.strip("| ")
         names = re.findall(r"(?<![\w-])--[\w-]+", left)
         if left.startswith("-"):
             takes = re.sub(r"^(?:-\w, )?--[\w-]+(?:, --[\w-]+)*\s*", "", left)
