@@ -187,5 +187,5 @@ def build_saved(values: Mapping[str, Any]) -> CharacterModel:
     try:
         recipe = find(settings.pop("name"))
         return recipe.model(type(recipe.config)(**settings))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # the last: absurd sizes
         raise ArtefactError(f"config.json does not describe a model ({error})") from error

@@ -51,8 +51,9 @@ class Rung:
 
 
 def _counted(name: str, n: int) -> Rung:
-    """Return the rung that counts n-grams of one length, smoothed as in the lectures."""
-    return Rung(name, "counted", NGRAM, ("--n", str(n), "--smoothing", "add_k"))
+    """Return the rung that counts n-grams of one length, smoothed by adding to each count."""
+    # 0.1 has the least validation loss of 1, 0.1 and 0.01 for the trigram; the others don't care.
+    return Rung(name, "counted", NGRAM, ("--n", str(n), "--smoothing", "add_k", "--k", "0.1"))
 
 
 def _neural(*names: str) -> Iterable[Rung]:
