@@ -10,7 +10,8 @@ One thread; a step is forward, backward and AdamW. They take turns on the same b
 - plain, reset first: the GRU as makemore.py has it
 - torch.nn: nn.RNN, nn.GRU or nn.LSTM over a PackedSequence, fused AdamW
 
-The rungs of the ladder of ideas (`--ladder`) add one idea at a time, GRU and plain included.
+With `--ladder` the rows lead from plain to ours instead: each keeps what the row above it has, and
+adds the one idea that it is named after.
 """
 
 from __future__ import annotations

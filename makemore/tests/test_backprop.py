@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from makemore import backprop
 from makemore.backprop import (
@@ -28,7 +28,7 @@ from makemore.backprop import (
     train,
 )
 from makemore.data import Items, Vocabulary
-from makemore.mlp import BatchNorm1d, MLPConfig
+from makemore.mlp import MLP, BatchNorm1d, MLPConfig
 from shared import cli
 from shared.errors import NumericalError
 
@@ -147,6 +147,15 @@ def test_the_network_is_the_mlp(names: list[str]) -> None:
         assert model.loss(*batch).item() == pytest.approx(v.loss.item(), abs=1e-9)
 
 
+def test_dropout_of_the_mlp_also_acts_on_the_embedded_context() -> None:
+    """With that of the hidden layer taken out, training still differs from evaluation."""
+    model, idx = MLP(MLPConfig(n_hidden=8, dropout=0.5)), torch.tensor([[0, 5, 13, 13, 1]])
+    nn.init.normal_(model.head.weight)
+    for layer in model.layers:
+        layer.dropout = nn.Identity()
+    assert not torch.allclose(model.train().logits(idx), model.eval().logits(idx))
+
+
 def test_training_by_hand_is_gradient_descent() -> None:
     """Three steps by autograd, on the same rows at the same rates, end with the same weights."""
     config = MLPConfig(n_hidden=8, vocab_size=9)
@@ -240,6 +249,24 @@ def test_the_command_speaks_json(names_file: Path, capsys: pytest.CaptureFixture
     assert len(told["gradients"]) == 28
     assert told["gradients"][0]["name"] == "log_probs"
     assert len(told["samples"]) == 2
+
+
+def test_without_steps_the_command_only_compares_the_gradients(
+    names_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An untrained net has neither losses nor samples, in the text, in JSON and on disk."""
+    assert run(names_file, "--max-steps", "0") == 0
+    printed = capsys.readouterr().out
+    assert len([line for line in printed.splitlines() if "e-" in line or "0.0e+00" in line]) == 28
+    assert "made up" not in printed
+    assert "nats" not in printed
+    result = json.loads((names_file.with_suffix(".run") / "result.json").read_text())
+    assert result["largest_difference"] < 1e-10
+    assert not [name for name in result if name.endswith("_loss")]
+    out = str(names_file.with_suffix(".json-run"))
+    assert run(names_file, "--max-steps", "0", "--json", "--out", out) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (len(told["gradients"]), told["samples"]) == (28, [])
 
 
 @pytest.mark.parametrize(

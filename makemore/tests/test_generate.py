@@ -135,6 +135,14 @@ def test_case_08_temperature_zero_is_greedy() -> None:
     assert sample(scores, temperature=1e-39).tolist() == [1, 0]  # no overflow to NaN
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e39, 1e300])
+def test_no_temperature_is_too_small_or_too_large(temperature: float) -> None:
+    """Also beside a score of -inf, which stays impossible."""
+    scores = torch.tensor([[-math.inf, 2.0, 1.0]]).expand(200, -1)
+    drawn = set(sample(scores, temperature=temperature).tolist())
+    assert drawn == ({1} if temperature < 1 else {1, 2})
+
+
 def test_samples_follow_temperature_and_top_k() -> None:
     """Within four standard errors; nothing outside the k likeliest."""
     scores = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()

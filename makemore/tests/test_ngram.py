@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from makemore import ngram
 from makemore.data import Items, Vocabulary, read_items, split_items
 from makemore.ngram import (
     SMOOTHINGS,
@@ -25,7 +26,7 @@ from makemore.ngram import (
     discounts,
 )
 from shared.datasets import resolve
-from shared.errors import ArtefactError
+from shared.errors import ArtefactError, ResourceError
 
 LETTERS = Vocabulary("abcd")  # the corpora below have no d
 CORPORA = st.lists(st.text("abc", min_size=1, max_size=6), min_size=1, max_size=12)
@@ -74,7 +75,7 @@ class Slow:
         return self.raw[len(gram)][gram]
 
     def discount(self, length: int, count: int) -> float:
-        """Return D(count) of equation 26 for the n-grams of a length."""
+        """Return the modified Kneser-Ney D(count) for the n-grams of a length."""
         n = Counter(self.count(gram) for gram in self.raw[length])
         if not (n[1] and n[2] and n[3] and n[4]):
             return (0, *USUAL_DISCOUNTS)[min(count, 3)]
@@ -287,9 +288,28 @@ def test_items_that_cannot_be_counted_are_refused() -> None:
         model.fit(Items(["ab"], Vocabulary("ab")))
 
 
+def test_tables_that_would_fill_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ab, n = 2 has contexts (), boundary, a and b; the three largest stand in fp64 as well."""
+    needed = 5 * (4 * (1 + 3) + 4 * 8 * 3)
+    monkeypatch.setattr(ngram, "MOST_BYTES", needed)
+    model = fitted(["ab"], 2)
+    before = model.rows.clone()
+    monkeypatch.setattr(ngram, "MOST_BYTES", needed - 1)
+    message = r"n=2: 4 contexts x 5 characters take .* GiB .*; try a smaller --n, or a larger --unk"
+    with pytest.raises(ResourceError, match=message):
+        model.fit(Items(["ab"], LETTERS))
+    assert torch.equal(model.rows, before)
+
+
+def test_the_reach_is_never_zero_which_would_be_unlimited() -> None:
+    """A model of single characters, which reads none, says one."""
+    reaches = [NGram(NGramConfig(n=n)).block_size for n in (1, 2, 3)]
+    assert reaches == [1, 1, 2]
+
+
 @pytest.mark.skipif(not os.environ.get("MLE_DATA"), reason="needs names.txt in $MLE_DATA")
 def test_names_are_as_predictable_as_published() -> None:
-    """Counted pairs with k = 1 give 2.4546 nats, as in lecture 1; Kneser-Ney 1.937 on the test."""
+    """Counted pairs with k = 1 give 2.4546 nats, as in part 1; Kneser-Ney 1.937 on the test."""
     words = read_items(resolve("names"))
     vocabulary, split = Vocabulary.of(words), split_items(words, "karpathy")
     every, held = Items(words, vocabulary), Items(split.test, vocabulary)

@@ -1,5 +1,6 @@
 """Distinct prefixes against a dictionary of strings."""
 
+import pytest
 import torch
 
 from makemore.data import IGNORED, Items, Vocabulary
@@ -30,3 +31,13 @@ def test_each_prefix_has_one_row_and_each_row_one_prefix(names: list[str]) -> No
     width = idx.size(1)
     assert {tuple(idx[i // width, : i % width + 1].tolist()) for i in first.tolist()} == set(found)
     assert not row[~keep].any()
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 0), (0, 3)])
+def test_nothing_kept_has_no_prefix(shape: tuple[int, int]) -> None:
+    """Items of which no place counts, empty ones, or no items."""
+    idx = torch.ones(shape, dtype=torch.long)
+    first, row = distinct_prefixes(idx, torch.zeros(shape, dtype=torch.bool))
+    assert first.tolist() == []
+    assert torch.equal(row, torch.zeros_like(idx))
+    assert first.dtype == row.dtype == torch.int64

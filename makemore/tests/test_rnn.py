@@ -158,6 +158,11 @@ def test_prefixes_are_numbered_by_level_and_computed_once() -> None:
     ]
     assert plan.places.tolist() == [0, 2, 5, 0, 1, 4, 7, 0, 1, 3, 6, 9, 0, 2, 5, 8]
     assert plan.ids.tolist() == [0, e, a, m, v, v, m, a, a, a]
+    assert plan.prefixes is not None
+    assert torch.equal(plan.ids[plan.prefixes], idx.take(plan.at))
+    alone = make_plan(idx, keep, share=False)
+    assert torch.equal(alone.ids, idx.take(alone.at))
+    assert torch.equal(alone.ids[alone.places], idx[keep])
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -163,6 +163,18 @@ def test_scores_do_not_depend_on_the_rest_of_the_batch(
         torch.testing.assert_close(together[i], alone)
 
 
+@pytest.mark.parametrize("options", [{}, MODERN, {"noise": 0.5, "share_prefixes": False}])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 0), (0, 3)])
+def test_no_place_gives_no_scores(
+    options: dict[str, Any], training: bool, shape: tuple[int, int]
+) -> None:
+    """Where nothing is kept, of items, of empty ones or of none, the result is (0, V)."""
+    idx = torch.zeros(shape, dtype=torch.long)
+    scores = make(**options).train(training).scores(idx, torch.zeros(shape, dtype=torch.bool))
+    assert scores.shape == (0, 27)
+
+
 def test_rotary_scores_depend_on_distance_only() -> None:
     """A query and a key three places apart agree as much at 0 and 3 as at 20 and 23."""
     q, k = torch.randn(1, 1, 8, dtype=torch.float64), torch.randn(1, 1, 8, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The shared nodes of the wavenet against one tree for each window, as the lecture has it."""
+"""The shared nodes of the wavenet against one tree for each window, as in makemore part 5."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def by_windows(model: WaveNet, idx: Tensor, keep: Tensor) -> Tensor:
 def test_shared_nodes_equal_a_tree_for_each_window(
     names: list[str], options: dict[str, Any]
 ) -> None:
-    """Scores and gradients are those of the lecture's tree over each window of block_size ids."""
+    """Scores and gradients are those of part 5's tree over each window of block_size ids."""
     model, (idx, targets) = make(**options), batch(names)
     keep = targets != IGNORED
     ours, theirs = model.scores(idx, keep), by_windows(model, idx, keep)
@@ -124,6 +124,18 @@ def test_later_characters_change_no_earlier_score(
     changed[:, 4:] = torch.randint(1, 27, changed[:, 4:].shape)
     assert torch.equal(model.logits(idx)[:, :4], model.logits(changed)[:, :4])
     assert not torch.equal(model.logits(idx)[:, 4:], model.logits(changed)[:, 4:])
+
+
+@pytest.mark.parametrize("options", EVERY)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 0), (0, 3)])
+def test_no_place_gives_no_scores(
+    options: dict[str, Any], training: bool, shape: tuple[int, int]
+) -> None:
+    """Where nothing is kept, of items, of empty ones or of none, the result is (0, V)."""
+    idx = torch.zeros(shape, dtype=torch.long)
+    scores = make(**options).train(training).scores(idx, torch.zeros(shape, dtype=torch.bool))
+    assert scores.shape == (0, 27)
 
 
 def test_characters_before_the_context_change_nothing() -> None:

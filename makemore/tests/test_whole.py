@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from makemore.data import Items, Vocabulary
+from makemore.bow import Bow, BowConfig
+from makemore.data import Items, Splits, Vocabulary
 from makemore.ngram import NGram, NGramConfig
-from makemore.whole import Whole, WholeConfig
+from makemore.whole import Whole, WholeConfig, find_ratios, reweight
 from shared.errors import ArtefactError
 
 VOCABULARY = Vocabulary("ab")
@@ -93,6 +94,52 @@ def test_remembering_other_items_keeps_the_ratios() -> None:
     total = probability(model, "bbb") / probability(plain, "bbb")
     other = probability(model, "bb") / probability(plain, "bb")
     assert total / other == pytest.approx((ratios[1] - ratios[0]).exp().item(), rel=1e-4)
+
+
+def test_a_class_without_mass_has_the_ratio_one() -> None:
+    """Nothing to correct, be it zero or what rounding leaves; the others sum to one as ever."""
+    for nothing in (0.0, -1e-16, 1e-15):
+        mass = np.array([0.75, 0.25, nothing])
+        ratios = find_ratios(np.array([3, 1, 0]), mass)
+        assert ratios[2] == 1
+        assert ratios @ mass == pytest.approx(1)
+    assert find_ratios(np.array([3, 0]), np.array([0.75, 0.25])).tolist() == [1.25, 0.25]
+
+
+def test_items_that_are_all_distinct_can_be_learnt_and_doubled_later() -> None:
+    """No item twice when the ratios are found, one when they are used: all stays finite."""
+    train, held = ["ab", "ba", "a", "bb"], ["aa", "ab", "b"]
+    model = Whole(WholeConfig(vocab_size=3), base())
+    model.fit(Items(train, VOCABULARY), Items(held, VOCABULARY))
+    assert model.log_ratios.isfinite().all()
+    assert model.log_ratios[2] == 0
+    model.remember(Items([*train, "ab"], VOCABULARY))
+    assert model.log_z.isfinite().all()
+    idx = torch.tensor([[0, 1, 2]])
+    torch.testing.assert_close(model.logits(idx).exp().sum(2), torch.ones(1, 3))
+    log_probs = {
+        part: np.log([probability(base(), word) for word in items])
+        for part, items in (("train", train), ("val", held), ("test", ["ab"]))
+    }
+    found = reweight(log_probs, Splits(train, held, ["ab"]))
+    assert all(np.isfinite(values).all() for values in found.values())
+
+
+def test_the_model_underneath_is_asked_in_evaluation_and_stays_in_its_mode() -> None:
+    """Dropout has no say in the ratios, nor in what is remembered."""
+    net = Bow(BowConfig(vocab_size=3, n_embd=8, n_hidden=8, dropout=0.5))
+    torch.nn.init.normal_(net.head.weight)
+    train, held = Items(TRAIN, VOCABULARY), Items(HELD, VOCABULARY)
+    found = []
+    for training in (False, True, True):
+        model = Whole(WholeConfig(vocab_size=3), net.train(training))
+        model.fit(train, held)
+        fitted = model.log_z
+        model.remember(Items(["bbb"], VOCABULARY))
+        assert net.training == training
+        found.append(torch.cat([model.log_ratios, fitted, model.log_z]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_it_is_saved_and_loaded_with_its_model() -> None:

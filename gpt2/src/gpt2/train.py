@@ -24,7 +24,7 @@ from shared.config import TrainerConfig
 from shared.datasets import Dataset, resolve, resolve_default
 from shared.errors import ArtefactError
 from shared.parallel import World
-from shared.runs import Run, saved_config, shown
+from shared.runs import Run, saved_config, shown_data
 from shared.trainer import Trainer
 
 # Three minutes of one core for `tiny` on a megabyte of text; how it was found is in the README.
@@ -218,7 +218,7 @@ def report(
     result = run.write_result(
         seed=config.trainer.seed,
         device=str(trainer.world.device),
-        data_name=shown(Path(corpus.name)) if Path(corpus.name).exists() else corpus.name,
+        data_name=shown_data(corpus.name),
         data_sha256=corpus.sha256,
         parameters=model.num_parameters(),
         steps=state.step,

@@ -19,8 +19,8 @@ Shapes: N windows, K = block_size, C = n_embd, H = n_hidden, V = vocab_size. Rul
     c = a @ b                                d_a = d_c @ b.T and d_b = a.T @ d_c: no other product
                                              of these two has the right shape
 
-The idea of the exercise is that of lecture 5 of "Zero to Hero" (Karpathy), "Becoming a backprop
-ninja"; batch norm's gradients are also in Ioffe & Szegedy (2015), sec. 3.
+The idea of the exercise is that of Karpathy's makemore part 4 (backprop); batch norm's gradients
+are also in Ioffe & Szegedy (2015), sec. 3.
 """
 
 import json
@@ -36,15 +36,14 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from makemore.data import IGNORED, Items, SplitName, context_windows
+from makemore.data import IGNORED, Items, SplitName, context_windows, find_data
 from makemore.evaluate import mean_nats
 from makemore.generate import sample_items
 from makemore.mlp import GAINS, HEAD_STD, MLP, BatchNorm1d, MLPConfig
-from makemore.train import Corpus, Encoded, find_data, load_corpus
+from makemore.train import Corpus, Encoded, load_corpus
 from shared import cli
 from shared.errors import NumericalError
-from shared.parallel import World
-from shared.runs import Run, shown
+from shared.runs import Run, shown_data
 
 PACKAGE = "makemore-backprop"
 EPS = 1e-5  # keeps batch norm's division finite, as in mlp.BatchNorm1d
@@ -463,7 +462,7 @@ def learn(config: BackpropConfig, shape: MLPConfig, encoded: Encoded) -> MLP:
 def main(config: BackpropConfig) -> None:
     """Compare every gradient by hand with autograd's, then train by them alone."""
     torch.set_num_threads(1)  # the matrices are small, and threads would only wait for each other
-    dataset = find_data(config.data, World(torch.device("cpu")))
+    dataset = find_data(config.data)
     corpus = load_corpus(dataset, config.split, split_seed=42, unk=0)
     encoded = Encoded.of(corpus.splits, corpus.vocabulary)
     shape = config.shape(len(corpus.vocabulary))
@@ -474,12 +473,14 @@ def main(config: BackpropConfig) -> None:
         if not config.json:
             Console().print(gradients_table(rows))
         model = learn(config, shape, encoded)
-        metrics = {f"{part}_loss": mean_nats(model, items) for part, items in vars(encoded).items()}
-        metrics["largest_difference"] = max(row.difference for row in rows)
+        metrics = {"largest_difference": max(row.difference for row in rows)}
+        if config.max_steps:  # of an untrained net there is nothing to tell
+            for part, items in vars(encoded).items():
+                metrics[f"{part}_loss"] = mean_nats(model, items)
         result = run.write_result(
             seed=config.seed,
             device="cpu",
-            data_name=shown(Path(corpus.name)) if Path(corpus.name).exists() else corpus.name,
+            data_name=shown_data(corpus.name),
             data_sha256=corpus.sha256,
             parameters=sum(weight.numel() for weight in model.parameters()),
             steps=config.max_steps,
@@ -495,17 +496,19 @@ def tell(
     rows: Sequence[Comparison],
     result: dict[str, Any],
 ) -> None:
-    """Print what came of the training, and made-up items."""
+    """Print what came of the training, if there was any, and made-up items."""
     samples = sample_items(
         model,
         corpus.vocabulary,
-        config.samples,
+        config.samples if config.max_steps else 0,
         generator=torch.Generator().manual_seed(config.seed),
         max_length=corpus.report.longest,
     )
     if config.json:
         found = {"gradients": [asdict(row) for row in rows], "samples": samples}
         print(json.dumps({**result, **found}, indent=2))
+        return
+    if not config.max_steps:
         return
     losses = {part: f"{result[f'{part}_loss']:.4f}" for part in ("train", "val", "test")}
     title = f"\n{config.max_steps:,} steps without autograd, nats per character"

@@ -1,4 +1,6 @@
-"""The neural bigram: the smallest network, and the same model as counting pairs (lecture 1).
+"""The neural bigram: the smallest network, and the same model as counting pairs.
+
+Both are in Karpathy's makemore part 1 (bigram).
 
 One matrix W (V, V) of logits: the row of the last character, one-hot @ W, goes through a softmax.
 Let C (V, V) be the counts of pairs, N_i the sum of row i, N that of all. The mean loss is
@@ -45,7 +47,7 @@ class Bigram(CharacterModel):
         super().__init__()
         self.config = config
         self.vocab_size, self.block_size = config.vocab_size, 1
-        # Small, unlike the lecture's normal logits: near-equal guesses lose log V = 3.30 at first,
+        # Small, unlike part 1's normal logits: near-equal guesses lose log V = 3.30 at first,
         # confident wrong ones 3.77.
         self.head = nn.Parameter(0.01 * torch.randn(config.vocab_size, config.vocab_size))
 

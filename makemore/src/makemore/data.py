@@ -12,6 +12,7 @@ learns where items begin and end. Items lie in one array; a batch is cut out of 
 
 import io
 import random
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.datasets import Dataset
+from shared.datasets import Dataset, resolve, resolve_default
 from shared.errors import DataError
 from shared.sampler import IntArray
 
@@ -54,6 +55,19 @@ class Report:
     mean_length: float
     warnings: tuple[str, ...]
     """What can be trained on, but should be looked at."""
+
+
+def find_data(data: str, quiet: bool = False) -> Dataset:
+    """Return the data set asked for, or where `data` is empty the default one or its stand-in.
+
+    Says in a line on stderr that it is the stand-in, unless `quiet`.
+    """
+    if data:
+        return resolve(data)
+    dataset, excuse = resolve_default(DEFAULT_DATA, FALLBACK_DATA)
+    if excuse and not quiet:
+        print(excuse, file=sys.stderr)
+    return dataset
 
 
 def read_items(dataset: Dataset) -> list[str]:
@@ -120,6 +134,8 @@ def _warnings(lines: Sequence[str], counts: Counter[str]) -> list[str]:
     found, items = [], counts.total()
     if items < FEW_ITEMS:
         found.append(f"only {items} items: the test loss will be mostly noise")
+    if len(counts) < MIN_ITEMS:
+        found.append(f"only {len(counts)} different items: all of them will be in every part")
     if empty := len(lines) - items:
         found.append(f"empty lines, left out: {empty:,}")
     if repeats := items - len(counts):

@@ -99,8 +99,9 @@ def sample(
     if temperature == 0.0:
         return scores.argmax(-1)
     scores, ids = scores.topk(min(top_k or scores.size(-1), scores.size(-1)))  # the likeliest first
-    # The largest is 0 from here, so that a tiny temperature cannot overflow.
-    probs = ((scores - largest) / temperature).softmax(-1)
+    # The largest is 0 from here, so that a tiny temperature cannot overflow; and in float64 no
+    # temperature becomes 0 or infinite.
+    probs = ((scores - largest).double() / temperature).softmax(-1)
     drawn = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
     return ids.gather(-1, drawn).squeeze(-1)
 

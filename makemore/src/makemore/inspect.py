@@ -12,7 +12,7 @@ measured by hooks, before and after two fixes:
 With `--search 20` it instead trains twenty MLPs with settings drawn at random (Bergstra & Bengio,
 2012, "Random search for hyper-parameter optimization") and shows what mattered.
 
-The diagnostics are those of lectures 3 and 4 of "Zero to Hero" (Karpathy).
+The diagnostics are those of Karpathy's makemore part 3 (activations and batch norm).
 """
 
 import contextlib
@@ -21,6 +21,7 @@ import json
 import math
 import random
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -33,15 +34,15 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from makemore.data import SplitName
+from makemore.data import SplitName, find_data
 from makemore.mlp import MLP, ActivationName, MLPConfig
-from makemore.train import Encoded, count_parameters, find_data, fit, load_corpus
+from makemore.train import Corpus, Encoded, count_parameters, fit, load_corpus
 from shared import cli, files, parallel, plots
 from shared.callbacks import Callback
 from shared.config import TrainerConfig
 from shared.errors import NumericalError, UsageError
 from shared.parallel import World
-from shared.runs import Run, shown
+from shared.runs import Run, shown_data
 from shared.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -546,17 +547,18 @@ def main(config: InspectConfig) -> None:
     with parallel.join(settings.device, settings.threads, settings.dist_timeout) as world:
         if world.size > 1:
             raise UsageError("makemore.inspect looks into one process; start it without torchrun")
-        dataset = find_data(config.data, world)
+        dataset = find_data(config.data)
         corpus = load_corpus(dataset, config.split, split_seed=42, unk=0)
         encoded = Encoded.of(corpus.splits, corpus.vocabulary)
         saved = {**asdict(config), "out": None, "sha256": corpus.sha256}
         with Run.open(PACKAGE, config.out, resume=False, config=saved) as run:
+            describe(config, corpus, run)
             look = search if config.search else compare
             table, told = look(config, len(corpus.vocabulary), encoded, run, world)
             result = run.write_result(
                 seed=settings.seed,
                 device=str(world.device),
-                data_name=shown(Path(corpus.name)) if Path(corpus.name).exists() else corpus.name,
+                data_name=shown_data(corpus.name),
                 data_sha256=corpus.sha256,
                 **told,
             )
@@ -568,6 +570,22 @@ def main(config: InspectConfig) -> None:
                     print(f"plot: {picture}")
 
 
+def describe(config: InspectConfig, corpus: Corpus, run: Run) -> None:
+    """Print what is about to be done, on stderr: stdout may be for a program."""
+    what = f"{config.search} trials of a search" if config.search else "three starts compared"
+    cli.print_settings(
+        Console(stderr=True, soft_wrap=True),
+        f"makemore.inspect: {what}",
+        {
+            "data": f"{corpus.name} ({corpus.sha256[:12]}), {config.split} split",
+            "steps": f"{config.trainer.max_steps} each",
+            "seed": config.trainer.seed,
+            "device": config.trainer.device,
+            "run": run.folder,
+        },
+    )
+
+
 Told = tuple[Table, dict[str, Any]]
 """What to print, and the part of result.json that depends on what was done."""
 
@@ -576,13 +594,12 @@ def compare(
     config: InspectConfig, vocab_size: int, encoded: Encoded, run: Run, world: World
 ) -> Told:
     """Train the three networks and draw what was seen in them."""
-    found = [
-        diagnose(name, shape, encoded, config.trainer, run, world)
-        for name, shape in presets(config, vocab_size).items()
-    ]
+    found = []
+    for name, shape in presets(config, vocab_size).items():
+        print(f"network: {name}", file=sys.stderr)
+        found.append(diagnose(name, shape, encoded, config.trainer, run, world))
+    print("drawing", file=sys.stderr)
     draw_diagnostics(found, list(DIAGNOSTICS), run.folder / "diagnostics.png")
-    for name in DIAGNOSTICS:
-        draw_diagnostics(found, [name], run.folder / f"{name}.png")
     figures = {
         f"{each.name.replace('-', '_')}_{name}": value
         for each in found
@@ -629,15 +646,16 @@ def search(
 
     Raises NumericalError when all of them diverged.
     """
-    trials = [
-        try_out(number, vocab_size, encoded, config.trainer, run, world)
-        for number in range(config.search)
-    ]
+    trials: list[Trial] = []
+    for number in range(config.search):
+        print(f"trial {number + 1} of {config.search}", file=sys.stderr)
+        trials.append(try_out(number, vocab_size, encoded, config.trainer, run, world))
+        # After each one: a search that is stopped keeps what it found.
+        files.write_json(run.folder / "trials.json", [asdict(trial) for trial in trials])
     ranked = ranking(trials)
     if not ranked:
         raise NumericalError(f"all {len(trials)} trials diverged")
     draw_search(trials, run.folder / "search.png")
-    files.write_json(run.folder / "trials.json", [asdict(trial) for trial in trials])
     best = ranked[0][1]
     told = {f"best_{name}": float(value) for name, value in asdict(best).items()}
     del told["best_parameters"]

@@ -9,7 +9,6 @@ idea pays, and numbers that break it are a numerical failure, not the user's mis
 """
 
 import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,17 +17,17 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from makemore.data import DEFAULT_DATA, FALLBACK_DATA, SplitName, read_items, split_items
+from makemore.data import DEFAULT_DATA, SplitName, find_data, read_items, split_items
 from makemore.recipes import RECIPES
 from makemore.report import Row, draw, markdown_table, terminal_table
 from makemore.rungs import NGRAM, RUNGS, UNIFORM, Job, Mixture, Result, judge, make_rows, mixtures
 from makemore.workers import Failed, work_off
 from shared import cli, files
-from shared.datasets import Dataset, resolve, resolve_default
+from shared.datasets import Dataset
 from shared.errors import ArtefactError, Failure, NumericalError, UsageError
 from shared.parallel import usable_cores
 from shared.profiling import cpu_seconds
-from shared.runs import Run, command, saved_config, shown
+from shared.runs import Run, command, saved_config, shown_data
 
 PACKAGE = "makemore-ladder"
 CHOICES = tuple(rung.name for rung in RUNGS if rung.chain != "mixtures")
@@ -93,7 +92,7 @@ class LadderConfig:
             name: {"model": recipe.config, "trainer": recipe.trainer}
             for name, recipe in RECIPES.items()
         }
-        corpus = {"name": shown_data(dataset), "sha256": dataset.sha256}
+        corpus = {"name": shown_data(dataset.name), "sha256": dataset.sha256}
         return {**values, "corpus": corpus, "recipes": recipes}
 
     def jobs(self, folder: Path, dataset: Dataset) -> list[Job]:
@@ -115,6 +114,8 @@ class LadderConfig:
             for seed in range(self.seeds if rung.chain == "neural" else 1)
         ]
 
+
+FITTED = "Mixtures are fitted to the validation names: their val is of what they were fitted to."
 
 # Another ladder on the same numbers: more rungs, more seeds, the same file at another place.
 MAY_CHANGE = ["data", "split", "seeds", "rungs", "corpus.name"]
@@ -160,21 +161,6 @@ def climb(config: LadderConfig, dataset: Dataset, items: Sequence[str], run: Run
     complain(failed, ladder.rows, len(open_jobs), remedy)
 
 
-def find_data(data: str) -> Dataset:
-    """Return the data set asked for, or the default one or its stand-in."""
-    if data:
-        return resolve(data)
-    dataset, excuse = resolve_default(DEFAULT_DATA, FALLBACK_DATA)
-    if excuse:
-        print(excuse, file=sys.stderr)
-    return dataset
-
-
-def shown_data(dataset: Dataset) -> str:
-    """Return a data set's name, or a file's path as others should read it."""
-    return shown(Path(dataset.name)) if Path(dataset.name).exists() else dataset.name
-
-
 def describe(
     console: Console,
     config: LadderConfig,
@@ -187,9 +173,9 @@ def describe(
     count = config.workers or usable_cores()
     cli.print_settings(
         console,
-        f"The ladder on {shown_data(dataset)}",
+        f"The ladder on {shown_data(dataset.name)}",
         {
-            "data": f"{shown_data(dataset)} ({dataset.sha256[:12]}), {config.split} split",
+            "data": f"{shown_data(dataset.name)} ({dataset.sha256[:12]}), {config.split} split",
             "rungs": ", ".join(config.names),
             "jobs": f"{len(jobs)}, of which {len(jobs) - len(open_jobs)} are done",
             "seeds": ", ".join(str(seed) for seed in range(config.seeds)),
@@ -232,12 +218,14 @@ class Ladder:
         """Print a table a split."""
         for split, rows in self.tables().items():
             console.print(terminal_table(rows, f"{split} split, nats per character"))
+        if self.mixed:
+            console.print(FITTED, soft_wrap=True)
         if not self.judged:
             console.print("Not judged: with --max-steps the rungs are not fully trained.")
 
     def write(self, run: Run, dataset: Dataset, clocks: Mapping[str, float]) -> None:
         """Write ladder.json, ladder.md, ladder.png and samples.md."""
-        name = shown_data(dataset)
+        name = shown_data(dataset.name)
         content = {
             "command": command(),
             "commit": run.commit,
@@ -267,6 +255,8 @@ class Ladder:
         parts = []
         for split, rows in self.tables().items():
             parts.append(f"Nats per character, {split} split:\n\n{markdown_table(rows)}")
+        if self.mixed:
+            parts.append(f"{FITTED}\n")
         lines = [f"python -m {shlex.join(each.job.words())}" for each in self.first()]
         parts.append("\n".join(["```", *lines, "```\n"]))
         parts.append("".join(f"- {name}: {text}\n" for name, text in told_clocks(clocks).items()))

@@ -10,8 +10,8 @@ part lie near each other and share what was learned.
 Shapes: B batch, T time, N places whose scores are wanted, V = vocab_size, K = block_size
 characters of context, C = n_embd, H = n_hidden.
 
-The file also holds what makes deep ones trainable, as in lecture 4 of "Zero to Hero" (Karpathy):
-the scale of the first weights, chosen by name, and batch normalisation.
+The file also holds what makes deep ones trainable, as in Karpathy's makemore part 3 (activations
+and batch norm): the scale of the first weights, chosen by name, and batch normalisation.
 """
 
 import math
@@ -34,14 +34,14 @@ ActivationName = Literal["tanh", "relu"]
 # which a deep stack of them settles at a spread of about 0.65 and neither fades nor saturates.
 GAINS: dict[ActivationName, float] = {"tanh": 5 / 3, "relu": math.sqrt(2)}
 ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
-# The output layer's first weights, from the lecture: scores near zero say "all alike", so that the
+# The output layer's first weights, from part 3: scores near zero say "all alike", so that the
 # first loss is log V and no step is spent on taking back confident nonsense.
 HEAD_STD = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig:
-    """The shape of an `MLP` and its start; the defaults are the lecture's first one."""
+    """The shape of an `MLP` and its start; the defaults are those of part 2 (MLP)."""
 
     vocab_size: int = 27
     """Characters and the boundary."""
@@ -105,7 +105,7 @@ class BatchNorm1d(nn.Module):
         if self.training and len(x) > 1:
             mean = x.mean(0)
             x = x - mean
-            var = x.square().mean(0)  # in half the time of torch.var_mean
+            var = x.square().mean(0)  # faster than torch.var_mean here
             self.remember(mean.detach(), var.detach(), len(x))
         else:
             x, var = x - self.running_mean, self.running_var

@@ -3,9 +3,9 @@
 Shapes: B batch (items), T time (characters of the longest item, and its end), V = vocab_size,
 N the positions whose scores are wanted.
 
-A batch is a rectangle, items are not: of the 32 x 13 places in a batch of names about half hold
-nothing. So a model is asked for the scores at the places that count, and may leave out the others
-as early as its mathematics allows.
+A batch is a rectangle, items are not: of the places in a batch of 32 names 31% hold nothing, of
+128 names 39%, of 512 names 45%. So a model is asked for the scores at the places that count, and
+may leave out the others as early as its mathematics allows.
 
     idx       .  e  m  m  a          targets   e  m  m  a  .          keep   1 1 1 1 1
               .  a  v  a  .                    a  v  a  .  -100              1 1 1 1 0

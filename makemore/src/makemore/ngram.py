@@ -33,13 +33,14 @@ from torch import Tensor
 
 from makemore.data import BOUNDARY, Items
 from makemore.model import CharacterModel
-from shared.errors import ArtefactError
+from shared.errors import ArtefactError, ResourceError
 from shared.sampler import IntArray
 
 FloatArray = npt.NDArray[np.float64]
 Smoothing = Literal["add_k", "witten_bell", "kneser_ney"]
 SMOOTHINGS: tuple[Smoothing, ...] = ("add_k", "witten_bell", "kneser_ney")
 USUAL_DISCOUNTS = (0.5, 1.0, 1.5)  # where a corpus is too small to estimate them; KenLM's choice
+MOST_BYTES = 2 << 30  # of memory for the tables, while they are computed
 LEAST_DISCOUNT = 0.05  # discounting nothing would leave unseen characters without probability
 
 
@@ -122,7 +123,7 @@ def discounts(counts: IntArray) -> FloatArray:
     """Return what to take from n-grams seen once, twice, and more often (3,).
 
     With n_c n-grams seen c times, Y = n_1 / (n_1 + 2 n_2) and D_c = c - (c + 1) Y n_{c+1} / n_c
-    (Chen and Goodman, 1998, sec. 4.1.4, eq. 26, after Ney, Essen and Kneser, 1994).
+    (Chen & Goodman (1998), modified Kneser-Ney).
     """
     n = np.bincount(np.minimum(counts, 5), minlength=5)[1:5]
     if not n.all():
@@ -178,7 +179,8 @@ class NGram(CharacterModel):
     def __init__(self, config: NGramConfig) -> None:
         super().__init__()
         self.config = config
-        self.vocab_size, self.block_size = config.vocab_size, config.n - 1
+        self.vocab_size = config.vocab_size
+        self.block_size = max(1, config.n - 1)  # n = 1 reads nothing, but 0 would mean everything
         uniform = torch.full((1, config.vocab_size), 1 / config.vocab_size).log()
         self.register_buffer("keys", torch.tensor([-1]))  # the empty context has no parent
         self.register_buffer("rows", uniform)
@@ -187,7 +189,8 @@ class NGram(CharacterModel):
     def fit(self, items: Items) -> None:
         """Count `items`, in place of whatever was counted before.
 
-        Raises ValueError where there are none, or where their vocabulary is not the model's.
+        Raises ValueError where there are none, or where their vocabulary is not the model's, and
+        ResourceError where the tables would take more than `MOST_BYTES`.
         """
         if not len(items):
             raise ValueError("0 items: there is nothing to count; give at least one")
@@ -198,6 +201,7 @@ class NGram(CharacterModel):
             )
         levels = count_grams(items, self.config.n)
         sizes = [len(grams.parents) for grams in levels]
+        _check_memory(sizes, self.config)
         offsets = np.cumsum([0, 0, *sizes])  # of a level's parents
         keys = [
             (grams.parents + offset) * self.vocab_size + grams.oldest
@@ -248,6 +252,19 @@ class NGram(CharacterModel):
         for name, saved in found.items():
             setattr(self, name, torch.empty_like(saved, device=self.rows.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _check_memory(sizes: list[int], config: NGramConfig) -> None:
+    """Raise ResourceError where tables of these many contexts (n,) would take too much memory."""
+    # A context's V numbers are of 4 bytes; at the largest level there also are its table, what it
+    # is mixed from, its logarithm and the table of the level before, of 8 each.
+    needed = config.vocab_size * (4 * sum(sizes) + 4 * 8 * max(sizes))
+    if needed > MOST_BYTES:
+        raise ResourceError(
+            f"n={config.n}: {sum(sizes):,} contexts x {config.vocab_size:,} characters take "
+            f"{needed / 2**30:.1f} GiB of memory to count, more than {MOST_BYTES / 2**30:.0f} GiB; "
+            "try a smaller --n, or a larger --unk, which leaves fewer characters"
+        )
 
 
 def _check_tables(keys: Tensor, rows: Tensor, sizes: Tensor, config: NGramConfig) -> None:

@@ -23,6 +23,8 @@ def distinct_prefixes(idx: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     Returns `first` (U,), where each has its place in the flattened rectangle, and `row` (B, T),
     the number of each place's prefix; 0 outside of `keep`.
     """
+    if not idx.numel():  # nothing to sort by
+        return idx.new_empty(0), torch.zeros_like(idx)
     ids = idx.masked_fill(~keep, -1).numpy(force=True)  # no id, so no kept prefix holds it
     order = np.lexsort(ids.T[::-1])
     ids = ids[order]

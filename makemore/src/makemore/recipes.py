@@ -74,7 +74,7 @@ RECIPES: dict[str, Recipe] = {
             max_steps=600, batch_size=512, optimizer="adamw", learning_rate=0.1, weight_decay=0.0
         ),
         "a table of logits, learned by gradient: the counted bigram again",
-        "lecture 1",
+        "makemore part 1",
     ),
     "bow": Recipe(
         Bow,
@@ -160,7 +160,8 @@ def shape(name: str, vocab_size: int, **changes: Any) -> Any:
         if setting not in has:
             flags = ", ".join(f"--{each.replace('_', '-')}" for each in has)
             raise UsageError(
-                f"--{setting.replace('_', '-')}: the {name} has no such part; it has {flags}"
+                f"--{setting.replace('_', '-')}: the {name} has no such part; "
+                f"it has {flags or 'none that can be changed'}"
             )
     return dataclasses.replace(config, vocab_size=vocab_size, **changes)
 

@@ -51,8 +51,16 @@ class Plan:
     """The same as numbers of prefixes, in one tensor (P - counts[0],)."""
     ids: Tensor
     """A prefix's last character, (P,)."""
-    places: Tensor
-    """The prefix of every kept place, (N,), in the order of idx[keep]."""
+    at: Tensor
+    """Where the kept places lie in the batch, as row * T + time, level by level, (N,)."""
+    prefixes: Tensor | None
+    """The prefix of each of these, (N,); None for 0, 1, 2 and so on: nothing is shared."""
+
+    @property
+    def places(self) -> Tensor:
+        """The prefix of every kept place, (N,), in the order of idx[keep]."""
+        order = self.at.argsort()
+        return order if self.prefixes is None else self.prefixes.index_select(0, order)
 
 
 def make_plan(idx: Tensor, keep: Tensor, share: bool) -> Plan:
@@ -60,34 +68,38 @@ def make_plan(idx: Tensor, keep: Tensor, share: bool) -> Plan:
 
     With `share`, items that begin alike share what is computed for their beginning.
     """
+
+    def tensor(array: Ints) -> Tensor:
+        return torch.from_numpy(array).to(idx.device)
+
     # NumPy takes a third of the time that torch takes for as small arrays as these.
-    kept, ids = keep.cpu().numpy(), idx.cpu().numpy()
-    lengths = kept.sum(1)
-    T = int(lengths.max(initial=0))
-    active, by_time = kept[:, :T].T, ids[:, :T].T  # (T, B)
-    order = np.argsort(-lengths, kind="stable") if (lengths[1:] > lengths[:-1]).any() else None
-    if order is not None:
-        active, by_time = active[:, order], by_time[:, order]
-    owners = _owners(by_time, active) if share else None
-    computed = active if owners is None else active & (owners == np.arange(len(lengths)))
-    computed = np.ascontiguousarray(computed)
-    number = computed.cumsum().reshape(active.shape) - 1  # of the prefixes, level by level
-    if owners is not None:
+    kept, ids = keep.cpu().numpy().T, idx.cpu().numpy().T  # (T, B)
+    at = np.arange(idx.numel()).reshape(idx.shape).T
+    if (kept[:, 1:] > kept[:, :-1]).any():
+        order = np.argsort(-kept.sum(0), kind="stable")
+        kept, ids, at = kept[:, order], ids[:, order], at[:, order]
+    computed, prefixes = kept, None
+    if share:
+        owners = _owners(ids, kept)
+        computed = kept & (owners == np.arange(kept.shape[1]))
+        number = computed.cumsum().reshape(kept.shape) - 1  # of the prefixes, level by level
         number = np.take_along_axis(number, owners, axis=1)
-    counts: list[int] = computed.sum(1).tolist()
-    continued = number[:-1][computed[1:]]
-    parents, inner = _parents(continued, counts) if share else ([None] * (T - 1), counts[1:])
-    places = number.T
-    if order is not None:
-        places = np.empty_like(places)
-        places[order] = number.T
+        prefixes, continued = tensor(number[kept]), number[:-1][computed[1:]]
+    counts: list[int] = [n for n in computed.sum(1).tolist() if n]
+    if share:
+        parents, inner = _parents(continued, counts)
+    else:  # the first ones of the level before, in order
+        n = np.array(counts, dtype=np.int64)
+        continued = np.arange(n[:1].sum(), n.sum()) - np.repeat(n[:-1], n[1:])
+        parents, inner = [None] * (len(counts) - 1), counts[1:]
     return Plan(
         counts=counts,
         cuts=[n for on, all_ in zip([*inner, 0], counts, strict=False) for n in (on, all_ - on)],
-        parents=[None if p is None else torch.from_numpy(p).to(idx.device) for p in parents],
-        continued=torch.from_numpy(continued).to(idx.device),
-        ids=torch.from_numpy(by_time[computed]).to(idx.device),
-        places=torch.from_numpy(places[kept[:, :T]]).to(idx.device),
+        parents=[None if p is None else tensor(p) for p in parents],
+        continued=tensor(continued),
+        ids=tensor(ids[computed]),
+        at=tensor(at[kept]),
+        prefixes=prefixes,
     )
 
 
@@ -228,7 +240,7 @@ class _Elman(torch.autograd.Function):
         w, start, h = ctx.saved_tensors
         plan: Plan = ctx.plan
         g = grad.clone(memory_format=torch.contiguous_format)
-        d = (h * h).neg_().add_(1)
+        d = 1 - h * h
         g_now, d_now, g_before = (
             g.split_with_sizes(plan.counts),
             d.split_with_sizes(plan.counts),

@@ -92,7 +92,9 @@ class Row:
     below: str = ""
     """The rung it has to beat; none for the lowest, and where it was not judged."""
     beaten: bool = True
-    """Whether it did."""
+    """Whether it did, or came as near as it may."""
+    tied: bool = False
+    """Whether it came near only."""
 
     @property
     def bits_per_character(self) -> float:
@@ -102,6 +104,7 @@ class Row:
     def cells(self) -> list[str]:
         """Return the texts of `COLUMNS`, in full."""
         mark = "" if self.beaten else f" (does not beat {self.below})"
+        mark = f" (ties with {self.below})" if self.tied else mark
         return [
             self.name + mark,
             _sizes(self.parameters, self.counts),
@@ -114,7 +117,7 @@ class Row:
     def brief(self) -> list[str]:
         """Return the texts of `COLUMNS` for a narrow screen; only the test has its interval."""
         return [
-            self.name + ("" if self.beaten else " \N{BALLOT X}"),
+            self.name + (" \N{ALMOST EQUAL TO}" * self.tied if self.beaten else " \N{BALLOT X}"),
             _brief(self.parameters + self.counts) + "*" * bool(self.counts),
             _brief(self.flops),
             self._seconds(),

@@ -313,7 +313,8 @@ def judge(rows: Sequence[Row]) -> list[Row]:
         rung = next(rung for rung in RUNGS if rung.name == row.name)
         below = rung.beats if rung.beats in test else _before(row, judged)
         beaten = not below or test[row.name] < test[below] + rung.tie
-        judged.append(dataclasses.replace(row, below=below, beaten=beaten))
+        tied = bool(below) and beaten and test[row.name] >= test[below]
+        judged.append(dataclasses.replace(row, below=below, beaten=beaten, tied=tied))
     return judged
 
 

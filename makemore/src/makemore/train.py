@@ -6,7 +6,6 @@ and `result.json`. Which models there are, and how each is trained, is in `recip
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,14 +17,13 @@ from torch import Tensor, nn
 
 from makemore import recipes
 from makemore.data import (
-    DEFAULT_DATA,
-    FALLBACK_DATA,
     Items,
     Report,
     SplitName,
     Splits,
     Vocabulary,
     examined_items,
+    find_data,
     split_items,
 )
 from makemore.evaluate import bits, losses_table, mean_nats, parts_of
@@ -37,12 +35,12 @@ from shared import cli, files, parallel
 from shared.callbacks import Callback
 from shared.checkpoint import CONFIG, MODEL, Checkpoints, open_checkpoint
 from shared.config import TrainerConfig
-from shared.datasets import Dataset, resolve, resolve_default
+from shared.datasets import Dataset
 from shared.errors import ArtefactError, DataError
 from shared.metrics import JsonLines
 from shared.parallel import World
 from shared.plots import plot_loss
-from shared.runs import Run, saved_config, shown
+from shared.runs import Run, saved_config, shown_data
 from shared.trainer import Trainer
 
 DEFAULT_MODEL = "wavenet"
@@ -205,16 +203,6 @@ def load_corpus(dataset: Dataset, split: SplitName, split_seed: int, unk: int) -
     return Corpus(dataset.name, dataset.sha256, report, splits, vocabulary)
 
 
-def find_data(data: str, world: World) -> Dataset:
-    """Return the data set asked for, or the default one or its stand-in."""
-    if data:
-        return resolve(data)
-    dataset, excuse = resolve_default(DEFAULT_DATA, FALLBACK_DATA)
-    if excuse and world.is_main:
-        print(excuse, file=sys.stderr)
-    return dataset
-
-
 # ---- training
 
 
@@ -287,7 +275,7 @@ def main(config: TrainConfig) -> None:
     settings = config.trainer
     with parallel.join(settings.device, settings.threads, settings.dist_timeout) as world:
         with world.main_first():  # a mistake in here leaves no run behind
-            dataset = find_data(config.data, world)
+            dataset = find_data(config.data, quiet=not world.is_main)
             corpus = load_corpus(dataset, config.split, config.split_seed, config.unk)
         world.same_everywhere(corpus.sha256, "data")
         torch.manual_seed(settings.seed)
@@ -385,7 +373,7 @@ def report(
     run.write_result(
         seed=config.trainer.seed,
         device=str(world.device),
-        data_name=shown(Path(corpus.name)) if Path(corpus.name).exists() else corpus.name,
+        data_name=shown_data(corpus.name),
         data_sha256=corpus.sha256,
         parameters=count_parameters(model),
         steps=int(metrics["steps"]),

@@ -32,7 +32,7 @@ from makemore.prefixes import distinct_prefixes
 
 ROTARY_BASE = 100.0  # the slowest pair turns once in about 350 characters; Su et al. have 10,000
 # The rectangle's time goes up to a multiple of this. Softmax works on 16 numbers at a time (an
-# AVX-512 register): rows of 13 take it three times as long as rows of 16.
+# AVX-512 register): rows of 13 take it longer than rows of 16.
 LANES = 16
 
 
@@ -274,6 +274,8 @@ class Transformer(CharacterModel):
             begins = torch.arange(idx.size(1), device=idx.device) == 0
             idx = blank(idx, c.noise, c.vocab_size, begins)
         first, row = self._rows(idx, keep)
+        if not len(first):  # a rectangle without rows has nothing to be filled with
+            return self.head.weight.new_empty(0, self.vocab_size)
         ids, t = idx.flatten()[first], first % idx.size(1)  # (U,) and the time in the item
         x = self.embed(ids)  # (U, C)
         turn = None

@@ -1,7 +1,7 @@
 r"""A tree of merges over the last characters, computed as dilated convolutions.
 
 An MLP squeezes all its context through one layer at once. WaveNet (van den Oord et al., 2016, sec.
-2.1) merges it slowly, two neighbours at a time, as lecture 6 of "Zero to Hero" (Karpathy) draws it:
+2.1) merges it slowly, two neighbours at a time, as Karpathy's makemore part 5 (WaveNet) draws it:
 
     level 3                       x                  a score for the next character
                           /               \
@@ -39,7 +39,7 @@ NormName = Literal["batch", "layer", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class WaveNetConfig:
-    """The shape of a `WaveNet`; the defaults are the lecture's."""
+    """The shape of a `WaveNet`; the defaults are those of part 5."""
 
     vocab_size: int = 27
     """Characters and the boundary."""
@@ -113,7 +113,7 @@ class WaveNet(CharacterModel):
     """Embeddings, merged two by two until one node holds `block_size` characters.
 
     With batch norm, mean and variance in training are those of the N places of a level: every node
-    counts once, however many trees share it. (In the lecture's version a node counts once a tree.)
+    counts once, however many trees share it. (In part 5's version a node counts once a tree.)
     """
 
     def __init__(self, config: WaveNetConfig) -> None:
@@ -138,7 +138,7 @@ class WaveNet(CharacterModel):
         for level, merge in enumerate(self.merges):
             left = row - time.clamp(max=1 << level)  # or the item's first place: see above
             both = torch.stack([left, row], 1).flatten()
-            x = merge(x.index_select(0, both).view(len(ids), 2, -1))
+            x = merge(x.index_select(0, both).view(len(ids), 2, x.size(1)))
         scores: Tensor = self.head(x)
         return scores
 

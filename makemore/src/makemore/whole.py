@@ -28,11 +28,13 @@ import torch
 from torch import Tensor
 
 from makemore.data import BOUNDARY, IGNORED, Items, Splits
+from makemore.evaluate import target_log_probs
 from makemore.model import CharacterModel
 from shared.errors import ArtefactError
 from shared.sampler import IntArray
 
 FloatArray = npt.NDArray[np.float64]
+LEAST_MASS = 1e-12  # rounding leaves about so much of a probability that should be zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +88,12 @@ def find_ratios(held: npt.NDArray[Any], mass: npt.NDArray[Any]) -> FloatArray:
 
     Of items seen 0, 1, ... times, `held` is how many were held out, `mass` the probability that
     the model gives to all of them together; r is the share held out over that. One more held-out
-    item, spread as the model expects, keeps ratios of empty classes above 0. So p' sums to one.
+    item, spread as the model expects, keeps a ratio above 0 where none was. So p' sums to one.
+    A class without any mass, such as that of items seen twice where all are distinct, has nothing
+    to correct: its ratio is 1.
     """
-    ratios: FloatArray = (held + mass) / (held.sum() + 1) / np.maximum(mass, 1e-12)
-    return ratios
+    ratios = (held + mass) / (held.sum() + 1) / np.maximum(mass, LEAST_MASS)
+    return np.where((mass > LEAST_MASS) | (held > 0), ratios, 1.0)
 
 
 def reweight(
@@ -184,7 +188,7 @@ class Whole(CharacterModel):
     def _edges(self, trie: Beginnings, train: Items) -> FloatArray:
         """Return the probability of the last character of each beginning, given the others."""
         edges = np.ones(len(trie.keys))
-        edges[trie.reached] = np.exp(_target_log_probs(self.base, train))
+        edges[trie.reached] = np.exp(target_log_probs(self.base, train))
         return edges
 
     def _ends(self, items: Items) -> IntArray:
@@ -230,7 +234,8 @@ class Whole(CharacterModel):
         if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
             raise ArtefactError(f"keys and log_z must both be (R,); found {sorted(shapes)}")
         for name in names:
-            setattr(self, name, torch.empty_like(state_dict[prefix + name]))
+            saved = state_dict[prefix + name]
+            setattr(self, name, torch.empty_like(saved, device=self.log_ratios.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -242,18 +247,3 @@ def _levels(parents: IntArray) -> list[IntArray]:
         levels.append(np.arange(first, last))
         first = last
     return levels
-
-
-@torch.no_grad()
-def _target_log_probs(model: CharacterModel, items: Items, batch_size: int = 512) -> FloatArray:
-    """Return the log-probabilities of all targets (P,), in the order of the items."""
-    found = np.zeros(items.characters)
-    for start in range(0, len(items), batch_size):
-        chosen = np.arange(start, min(start + batch_size, len(items)))
-        chosen = chosen[np.argsort(-items.lengths[chosen], kind="stable")]  # as `batch` does
-        idx, targets = items.batch(chosen)
-        keep = targets != IGNORED
-        scores = model.scores(idx, keep).log_softmax(-1)
-        places = (torch.from_numpy(items.starts[chosen])[:, None] + torch.arange(idx.size(1)))[keep]
-        found[places.numpy()] = scores.gather(1, targets[keep][:, None])[:, 0].double().numpy()
-    return found

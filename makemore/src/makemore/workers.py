@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from shared.errors import Interrupted
+from shared.errors import Failure, Interrupted
 from shared.signals import StopRequest
 
 POLL_SECONDS, DRAW_SECONDS = 0.05, 0.5
@@ -120,7 +120,8 @@ def work_off(tasks: Sequence[Task], workers: int, remedy: str = "") -> list[Fail
                         failed.append(Failed(each.task, code))
                         board.say(f"error: {failed[-1]}")
                     else:
-                        board.done(each)
+                        with contextlib.suppress(Failure):  # said again when its files are read
+                            board.done(each)
                 board.draw(running, waiting)
         finally:
             end(running)

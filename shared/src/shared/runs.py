@@ -214,6 +214,11 @@ def shown(path: Path) -> str:
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else path.name
 
 
+def shown_data(name: str) -> str:
+    """Write the name of a data set for a file that others will read; a path as `shown` has it."""
+    return shown(Path(name)) if Path(name).exists() else name
+
+
 def source_commit() -> str | None:
     """Git commit of the source tree that this module is in, "-dirty" if its code is another.
 
