@@ -1,15 +1,10 @@
-"""The ladder: its statistics and its judgement, the table, the workers, and all of it at once."""
+"""The ladder: its judgement, the table, the mixtures, the jobs, and all of it at once."""
 
 import dataclasses
 import io
 import json
 import math
-import os
-import signal
-import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +16,7 @@ from makemore.data import Splits
 from makemore.ladder import LadderConfig, complain, main, resumed
 from makemore.measure import LOG_PROBS, MEASURED
 from makemore.recipes import RECIPES
-from makemore.report import PARTS, Chain, Estimate, Row, draw, markdown_table, terminal_table
+from makemore.report import PARTS, Chain, Row, draw, markdown, terminal_table
 from makemore.rungs import (
     ALL,
     BEST_PAIR,
@@ -34,29 +29,11 @@ from makemore.rungs import (
     judge,
     mixtures,
 )
-from makemore.workers import Board, Running, work_off
 from shared import cli
 from shared.datasets import resolve
-from shared.errors import ArtefactError, Interrupted, NumericalError
+from shared.errors import ArtefactError, NumericalError
+from shared.estimates import Estimate
 from shared.runs import RESULT
-
-# ---- statistics
-
-
-def test_the_interval_is_students() -> None:
-    """Five values: mean ± 2.776 standard errors (t with 4 degrees of freedom)."""
-    estimate = Estimate.of([2.0, 2.1, 1.9, 2.2, 1.8])
-    assert estimate.mean == pytest.approx(2.0)
-    assert estimate.half == pytest.approx(2.776 * math.sqrt(0.025 / 5))
-    assert str(Estimate.of([1.0, 2.0, 3.0])) == "2.0000 ± 2.4843"
-
-
-def test_one_value_has_no_interval() -> None:
-    """A single run says nothing of its spread, and many runs still have an interval."""
-    assert str(Estimate.of([1.93751])) == "1.9375"
-    half = Estimate.of([0.0, 1.0] * 50).half
-    assert half == pytest.approx(2.086 * math.sqrt(25 / 99 / 100))
-
 
 # ---- judgement
 
@@ -129,9 +106,9 @@ def example_rows() -> list[Row]:
     ]  # fmt: skip
 
 
-def test_the_markdown_table_is_aligned_and_exact() -> None:
+def test_the_markdown_is_aligned_and_exact() -> None:
     """Full numbers, units of counts, intervals where there are seeds, failures in words."""
-    head, rule, *rows = markdown_table(example_rows()).splitlines()
+    head, rule, *rows = markdown(example_rows()).splitlines()
     assert len({len(line) for line in (head, rule, *rows)}) == 1
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
     assert cells == [
@@ -244,7 +221,7 @@ def test_a_seed_whose_job_failed_is_not_mixed_with_the_others(tmp_path: Path) ->
     assert mixtures(results[1:], SPLITS) == []
 
 
-# ---- jobs and workers
+# ---- jobs
 
 
 def test_a_job_does_what_is_not_done_yet(tmp_path: Path) -> None:
@@ -268,109 +245,6 @@ def test_a_damaged_measurement_is_refused(tmp_path: Path) -> None:
     (result.job.folder / MEASURED).write_text('{"nats": {}}')
     with pytest.raises(ArtefactError, match=r"measured\.json: not what .* --resume"):
         Result.of(result.job)
-
-
-@dataclass
-class Script:
-    """A task of small Python programs."""
-
-    name: str
-    log: Path
-    scripts: Sequence[str]
-    cost: float = 1.0
-
-    def commands(self) -> list[list[str]]:
-        """Return a command a program."""
-        return [["-S", "-c", script] for script in self.scripts]
-
-    def progress(self) -> tuple[float, str]:
-        """Return half, always."""
-        return 0.5, "at work"
-
-    def outcome(self) -> str:
-        """Return what it printed."""
-        return self.log.read_text().strip().replace("\n", " ")
-
-
-def test_tasks_run_the_longest_first_and_their_commands_in_order(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """With one worker the order is that of the costs."""
-    tasks = [
-        Script("short", tmp_path / "1.log", ["print('a')", "print('b')"], cost=1),
-        Script("long", tmp_path / "2.log", ["print('c')"], cost=9),
-    ]
-    assert work_off(tasks, 1) == []
-    lines = [line for line in capfd.readouterr().err.splitlines() if "started" not in line]
-    assert [line.rpartition(",")[0] for line in lines] == ["1/2  long: c", "2/2  short: a b"]
-
-
-def test_a_failing_task_hinders_no_other_and_keeps_its_code(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Its last line is shown, its later commands are not run, and the code is carried on."""
-    never = tmp_path / "never"
-    bad = [
-        "import sys; print('much'); print('error: no room'); sys.exit(5)",
-        f"open({str(never)!r}, 'w')",
-    ]
-    tasks = [
-        Script("bad", tmp_path / "bad.log", bad, cost=9),
-        Script("killed", tmp_path / "k.log", ["import os; os.kill(os.getpid(), 9)"], cost=5),
-        Script("good", tmp_path / "good.log", ["print('fine')"]),
-    ]
-    first, second = work_off(tasks, 1)
-    assert (first.exit_code, second.exit_code) == (5, 137)
-    assert str(first).startswith("bad: no room (exit code 5, log: ")
-    error = capfd.readouterr().err
-    assert "error: bad: no room" in error
-    assert "good: fine" in error
-    assert not never.exists()
-    with pytest.raises(Exception, match="2 of 3 jobs failed, the first: bad: no room") as caught:
-        complain([first, second], [], 3, "")
-    assert cli.explain(caught.value) is not None
-    assert cli.explain(caught.value)[1] == 5  # type: ignore[index]
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_lets_the_workers_save(tmp_path: Path, signum: signal.Signals) -> None:
-    """Each gets one SIGTERM and the time to save; nothing new is begun."""
-    saving = """if True:
-        import pathlib, signal, sys, time
-        folder = pathlib.Path(sys.argv[1])
-        def save(*_):
-            (folder / "saved").write_text("")
-            sys.exit(143)
-        signal.signal(signal.SIGTERM, save)
-        (folder / "ready").write_text("")
-        time.sleep(60)"""
-    task = Script("saver", tmp_path / "1.log", [saving])
-    task.commands = lambda: [["-S", "-c", saving, str(tmp_path)]]  # type: ignore[method-assign]
-    never = Script("never", tmp_path / "2.log", ["print('begun')"], cost=0.5)
-
-    def interrupt() -> None:
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signum)
-
-    threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(Interrupted, match="what was done is kept; go on") as caught:
-        work_off([task, never], 1, "; go on")
-    assert caught.value.exit_code == 128 + signum
-    assert (tmp_path / "saved").exists()
-    assert not never.log.exists()
-
-
-def test_the_time_left_follows_the_speed_so_far(tmp_path: Path) -> None:
-    """Half of 10 took 20 s, so that a unit takes 4 s: 5 + 10 units, shared by two workers."""
-    tasks = [Script(name, tmp_path / name, ["pass"], cost=10.0) for name in ("a", "b")]
-    board, running = Board(tasks, 2), Running(tasks[0])
-    running.process.wait()
-    running.log.close()
-    running.started = time.monotonic() - 20
-    left = board.seconds_left([running], [0.5], [tasks[1]])
-    assert left == pytest.approx(40, rel=0.05)  # the one that waits takes longer than half of all
-    assert board.seconds_left([running], [0.0], [tasks[1]]) == 0
 
 
 # ---- the command

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import plots
 from shared.errors import DataError, ResourceError
+from shared.estimates import Estimate
 from shared.faults import fail_nth
 from shared.metrics import JsonLines
 
@@ -202,6 +204,26 @@ def test_a_bar_chart_is_a_file_and_needs_rows(tmp_path: Path) -> None:
     assert (tmp_path / "bars.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(DataError, match="no rows to draw"):
         plots.bar_chart({}, tmp_path / "bars.png", title="t", unit="s")
+
+
+def test_an_interval_is_drawn_where_there_is_one() -> None:
+    """Bars at their places from the top down; one whisker, for the one mean of several runs."""
+    axes = plots.new_figure(4, 3).add_subplot()
+    estimates = {"one run": Estimate(2.0), "three": Estimate(1.5, 0.25)}
+    places = {"one run": 0.0, "three": 1.4, "elsewhere": 2.4}
+    plots.interval_bars(axes, places, estimates, dict.fromkeys(estimates, plots.BLUE))
+    bars: list[Any] = list(axes.patches)
+    shown = [(bar.get_width(), bar.get_y() + bar.get_height() / 2) for bar in bars]
+    assert shown == [(2.0, pytest.approx(0.0)), (1.5, pytest.approx(1.4))]
+    labels: list[Any] = list(axes.texts)
+    assert [each.get_text() for each in labels] == ["2.000", "1.500"]
+    assert labels[1].xy == (1.75, 1.4)  # beside the whisker, not across it
+    (whisker,) = axes.collections
+    ends = np.asarray(whisker.get_paths()[0].vertices)
+    assert ends.tolist() == [[1.25, 1.4], [1.75, 1.4]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(places)
+    low, high = axes.get_ylim()
+    assert low > high
 
 
 def test_smoothing_averages_neighbours() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shared.schedules import ScheduleName, make_schedule
 
-NAMES: tuple[ScheduleName, ...] = ("cosine", "wsd", "linear", "constant")
+NAMES: tuple[ScheduleName, ...] = ("cosine", "wsd", "linear", "inverse_sqrt", "constant")
 
 
 @given(
@@ -33,9 +33,10 @@ def test_a_schedule_rises_once_and_then_never_rises_again(
     factors = [schedule(step) for step in range(max_steps)]
     assert all(0 <= factor <= 1 for factor in factors)
     assert factors[0] > 0
-    peak = min(warmup, max_steps - 1)
-    assert factors[: peak + 1] == sorted(factors[: peak + 1])
-    rest = factors[warmup:]
+    # The paper counts updates from 1 and peaks at number `warmup`, the others one later.
+    top = max(0, warmup - 1) if name == "inverse_sqrt" else warmup
+    assert factors[: top + 1] == sorted(factors[: top + 1])
+    rest = factors[top:]
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(rest))
 
 
@@ -62,3 +63,16 @@ def test_linear_and_constant_do_what_they_say() -> None:
     constant = make_schedule("constant", max_steps=10)
     assert linear(5) == 0.5
     assert [constant(step) for step in (0, 9, 99)] == [1.0, 1.0, 1.0]
+
+
+def test_inverse_sqrt_is_equation_3_of_the_paper() -> None:
+    """With the peak (d_model * warmup)**-0.5 it is the rate of Vaswani et al. (2017), sec. 5.3."""
+    d_model, warmup = 512, 4000
+    schedule = make_schedule("inverse_sqrt", max_steps=100_000, warmup_steps=warmup)
+    learning_rate = (d_model * warmup) ** -0.5
+    for update in (1, 2, 1000, 3999, 4000, 4001, 16_000, 100_000):
+        paper = d_model**-0.5 * min(update**-0.5, update * warmup**-1.5)
+        assert learning_rate * schedule(update - 1) == pytest.approx(paper, rel=1e-12)
+    assert schedule(warmup - 1) == 1.0
+    assert schedule(4 * warmup - 1) == 0.5
+    assert make_schedule("inverse_sqrt", max_steps=9)(3) == 0.5

@@ -19,15 +19,15 @@ from rich.console import Console
 
 from makemore.data import DEFAULT_DATA, SplitName, find_data, read_items, split_items
 from makemore.recipes import RECIPES
-from makemore.report import Row, draw, markdown_table, terminal_table
+from makemore.report import Row, draw, markdown, terminal_table
 from makemore.rungs import NGRAM, RUNGS, UNIFORM, Job, Mixture, Result, judge, make_rows, mixtures
-from makemore.workers import Failed, work_off
 from shared import cli, files
 from shared.datasets import Dataset
-from shared.errors import ArtefactError, Failure, NumericalError, UsageError
+from shared.errors import ArtefactError, NumericalError, UsageError
 from shared.parallel import usable_cores
 from shared.profiling import cpu_seconds
 from shared.runs import Run, command, saved_config, shown_data
+from shared.workers import Failed, refuse_failed, work_off
 
 PACKAGE = "makemore-ladder"
 CHOICES = tuple(rung.name for rung in RUNGS if rung.chain != "mixtures")
@@ -254,7 +254,7 @@ class Ladder:
         """Return the tables, and under them each rung's command and what all of it took."""
         parts = []
         for split, rows in self.tables().items():
-            parts.append(f"Nats per character, {split} split:\n\n{markdown_table(rows)}")
+            parts.append(f"Nats per character, {split} split:\n\n{markdown(rows)}")
         if self.mixed:
             parts.append(f"{FITTED}\n")
         lines = [f"python -m {shlex.join(each.job.words())}" for each in self.first()]
@@ -291,10 +291,7 @@ def told_clocks(clocks: Mapping[str, float]) -> dict[str, str]:
 
 def complain(failed: Sequence[Failed], rows: Sequence[Row], jobs: int, remedy: str) -> None:
     """Raise where jobs failed, with the code of the first, or where a rung fails."""
-    if failed:
-        error = Failure(f"{len(failed)} of {jobs} jobs failed, the first: {failed[0]}{remedy}")
-        error.exit_code = failed[0].exit_code
-        raise error
+    refuse_failed(failed, jobs, remedy)
     short = [row for row in rows if not row.beaten]
     if short:
         test = {(row.split, row.name): row.nats["test"].mean for row in rows}

@@ -8,7 +8,6 @@ A figure after ± is half the width of the 95% interval of the mean over seeds.
 """
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shared import plots
-from shared.profiling import format_flops
+from shared.estimates import Estimate, brief_count, brief_seconds, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,12 +27,6 @@ Chain = Literal["counted", "neural", "mixtures"]
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
-# Student's t that 2.5% of the distribution lies above, for 1, 2, 3, ... degrees of freedom
-# (any statistics table; Student, "The Probable Error of a Mean", 1908).
-T_975 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-)
 COLUMNS = (
     *("model", "parameters", "FLOPs per character", "CPU seconds"),
     *("train", "val", "test", "bits per character"),
@@ -44,30 +37,6 @@ COLOURS: Mapping[Chain, str] = {
     "neural": plots.BLUE,
     "mixtures": plots.GREEN,
 }
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds, and half the width of its 95% interval: None for a single value."""
-
-    mean: float
-    half: float | None = None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Estimate":
-        """Estimate the mean of independent runs by Student's t: `[1, 2, 3] -> 2 ± 2.48`.
-
-        Beyond 21 values the interval is that of 21, a little too wide.
-        """
-        mean = statistics.fmean(values)
-        if len(values) == 1:
-            return cls(mean)
-        t = T_975[min(len(values) - 1, len(T_975)) - 1]
-        return cls(mean, t * statistics.stdev(values) / math.sqrt(len(values)))
-
-    def __str__(self) -> str:
-        half = "" if self.half is None else f" ± {self.half:.4f}"
-        return f"{self.mean:.4f}{half}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +78,7 @@ class Row:
             self.name + mark,
             _sizes(self.parameters, self.counts),
             f"{self.flops:,.0f}",
-            self._seconds(),
+            brief_seconds(self.cpu_seconds),
             *(str(self.nats[part]) for part in PARTS),
             f"{self.bits_per_character:.3f}",
         ]
@@ -118,16 +87,13 @@ class Row:
         """Return the texts of `COLUMNS` for a narrow screen; only the test has its interval."""
         return [
             self.name + (" \N{ALMOST EQUAL TO}" * self.tied if self.beaten else " \N{BALLOT X}"),
-            _brief(self.parameters + self.counts) + "*" * bool(self.counts),
-            _brief(self.flops),
-            self._seconds(),
+            brief_count(self.parameters + self.counts) + "*" * bool(self.counts),
+            brief_count(self.flops),
+            brief_seconds(self.cpu_seconds),
             *(f"{self.nats[part].mean:.4f}" for part in PARTS[:2]),
             str(self.nats["test"]),
             f"{self.bits_per_character:.3f}",
         ]
-
-    def _seconds(self) -> str:
-        return f"{self.cpu_seconds:,.1f}" if self.cpu_seconds < 10 else f"{self.cpu_seconds:,.0f}"
 
 
 def terminal_table(rows: Sequence[Row], title: str) -> Table:
@@ -150,20 +116,9 @@ def terminal_table(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """Return the rows as a Markdown table that is aligned in its source too."""
-    lines = [list(COLUMNS), *(row.cells() for row in rows)]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    return "".join(
-        "| "
-        + " | ".join(
-            f"{cell:<{width}}" if not number else f"{cell:>{width}}"
-            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        + " |\n"
-        for cells in lines
-    )
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table with full numbers."""
+    return markdown_table(COLUMNS, [row.cells() for row in rows])
 
 
 def draw(rows: Sequence[Row], out: Path, *, title: str, subtitle: str, line: str) -> None:
@@ -191,27 +146,12 @@ def draw(rows: Sequence[Row], out: Path, *, title: str, subtitle: str, line: str
 
 def _panel(axes: "Axes", rows: Sequence[Row], places: Mapping[str, float], line: str) -> None:
     """Draw the bars of one split at the height that `places` gives each."""
-    heights = [places[row.name] for row in rows]
-    values = [row.nats["test"].mean for row in rows]
-    halves = [row.nats["test"].half or 0.0 for row in rows]
-    axes.barh(heights, values, color=[COLOURS[row.chain] for row in rows], height=0.7)
-    for height, value, half in zip(heights, values, halves, strict=True):
-        if half:
-            axes.errorbar(value, height, xerr=half, color="#222222", capsize=3, linewidth=1.2)
-        axes.annotate(
-            f"{value:.3f}", (value + half, height), (6, 0), textcoords="offset points",
-            va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-        )  # fmt: skip
+    nats = {row.name: row.nats["test"] for row in rows}
+    plots.interval_bars(axes, places, nats, {row.name: COLOURS[row.chain] for row in rows})
     for row in rows:
         if row.name == line:
             best = row.nats["test"].mean
             axes.axvline(best, color=plots.RED, linestyle="--", linewidth=1.3, label=line)
-    axes.set_yticks(list(places.values()), list(places))
-    axes.set_ylim(max(places.values()) + 0.6, -0.6)
-    axes.tick_params(axis="y", length=0, labelcolor="#333333")
-    axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.margins(x=0.12)
 
 
 def _legend(axes: "Axes", chains: Sequence[Chain]) -> None:
@@ -228,8 +168,3 @@ def _sizes(parameters: int, counts: int) -> str:
     if not counts:
         return f"{parameters:,}"
     return f"{parameters:,} + {counts:,} counts" if parameters else f"{counts:,} counts"
-
-
-def _brief(number: float) -> str:
-    """Write a number with three digits: `21339 -> "21.3k"`."""
-    return format_flops(number).removesuffix("FLOP").replace(" ", "")

@@ -7,7 +7,6 @@
 Every rung has to beat the one before it in its chain, by the mean of the test nats over seeds.
 """
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,12 +20,13 @@ from makemore.evaluate import FloatArray
 from makemore.measure import MEASURED, read_log_probs
 from makemore.mixture import fit_weights, mix
 from makemore.recipes import RECIPES, build
-from makemore.report import PARTS, Chain, Estimate, Part, Row
+from makemore.report import PARTS, Chain, Part, Row
 from makemore.whole import reweight
 from shared.errors import ArtefactError
+from shared.estimates import Estimate
 from shared.files import read_json
-from shared.metrics import format_value, read_metrics
 from shared.runs import RESULT
+from shared.workers import training_progress
 
 UNIFORM, NGRAM = "uniform", "ngram"
 BEST_PAIR, ALL, WHOLE = "best + ngram", "all + ngram", "all, whole names"
@@ -82,7 +82,7 @@ RUNGS = (
 
 @dataclass(frozen=True)
 class Job:
-    """One training run and its measurement: a task for `makemore.workers`."""
+    """One training run and its measurement: a task for `shared.workers`."""
 
     rung: Rung
     split: SplitName
@@ -148,16 +148,8 @@ class Job:
         """Return the part done so far, and the losses last heard of."""
         if (self.folder / RESULT).exists():
             return 0.98, "measuring"
-        latest: dict[str, float] = {}
-        with contextlib.suppress(OSError, ArtefactError):  # not there yet
-            for record in read_metrics(self.folder / "metrics.jsonl"):
-                latest |= record
-        if not self.steps or "step" not in latest:
-            return 0.0, "starting"
-        said = f"step {latest['step']:,}/{self.steps:,}"
-        for label, key in (("loss", "loss"), ("val", "val_loss")):
-            said += f"  {label} {format_value(latest[key])}" if key in latest else ""
-        return 0.98 * min(latest["step"] / self.steps, 1.0), said
+        part, said = training_progress(self.folder, self.steps)
+        return 0.98 * part, said
 
     def outcome(self) -> str:
         """Return the nats of each part."""

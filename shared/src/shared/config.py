@@ -35,7 +35,8 @@ class TrainerConfig:
     grad_clip: float = 1.0
     """Largest global gradient norm; 0 leaves gradients as they are."""
     schedule: ScheduleName = "cosine"
-    """Shape of the learning rate over the run; wsd is warmup-stable-decay."""
+    """Shape of the learning rate over the run; wsd is warmup-stable-decay, inverse_sqrt that of
+    "Attention Is All You Need"."""
     warmup_steps: int = 0
     """Updates of linear rise to the peak learning rate."""
     final_lr_fraction: float = 0.0

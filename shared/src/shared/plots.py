@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared import files
 from shared.errors import DataError
+from shared.estimates import Estimate
 from shared.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -112,6 +113,37 @@ def bar_chart(
         axes.margins(x=0.12)
         headline(axes, title, subtitle)
         save_figure(figure, out)
+
+
+def interval_bars(
+    axes: "Axes",
+    places: Mapping[str, float],
+    estimates: Mapping[str, Estimate],
+    colours: Mapping[str, str],
+) -> None:
+    """Draw a horizontal bar for each of the `estimates`, with its 95% interval and its mean.
+
+    `places` says how far down the bar of each name goes, and may have more names than there are
+    bars: panels side by side share it.
+    """
+    for name, estimate in estimates.items():
+        half = estimate.half or 0.0
+        axes.barh(places[name], estimate.mean, color=colours[name], height=0.7)
+        if half:
+            axes.errorbar(
+                estimate.mean, places[name], xerr=half, color="#222222", capsize=3, linewidth=1.2
+            )
+        axes.annotate(
+            f"{estimate.mean:.3f}", (estimate.mean + half, places[name]), (6, 0),
+            textcoords="offset points", va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )  # fmt: skip
+    axes.set_yticks(list(places.values()), list(places))
+    axes.set_ylim(max(places.values()) + 0.6, -0.6)
+    axes.tick_params(axis="y", length=0, labelcolor="#333333")
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.margins(x=0.12)
 
 
 def picture_style() -> Any:

@@ -20,7 +20,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from shared.errors import Failure, Interrupted
+from shared.errors import ArtefactError, Failure, Interrupted
+from shared.metrics import format_value, read_metrics
 from shared.signals import StopRequest
 
 POLL_SECONDS, DRAW_SECONDS = 0.05, 0.5
@@ -126,6 +127,31 @@ def work_off(tasks: Sequence[Task], workers: int, remedy: str = "") -> list[Fail
         finally:
             end(running)
     return failed
+
+
+def refuse_failed(failed: Sequence[Failed], count: int, remedy: str = "") -> None:
+    """Raise a Failure with the exit code of the first task that failed, if any of `count` did."""
+    if failed:
+        error = Failure(f"{len(failed)} of {count} jobs failed, the first: {failed[0]}{remedy}")
+        error.exit_code = failed[0].exit_code
+        raise error
+
+
+def training_progress(folder: Path, steps: int) -> tuple[float, str]:
+    """Return how far a `Trainer`'s run of so many steps is, 0 to 1, and the losses last heard of.
+
+    Read from its metrics.jsonl; before there is one, a run is starting.
+    """
+    latest: dict[str, float] = {}
+    with contextlib.suppress(OSError, ArtefactError):  # not there yet
+        for record in read_metrics(folder / "metrics.jsonl"):
+            latest |= record
+    if not steps or "step" not in latest:
+        return 0.0, "starting"
+    said = f"step {latest['step']:,}/{steps:,}"
+    for label, key in (("loss", "loss"), ("val", "val_loss")):
+        said += f"  {label} {format_value(latest[key])}" if key in latest else ""
+    return min(latest["step"] / steps, 1.0), said
 
 
 def end(running: Sequence[Running]) -> None:

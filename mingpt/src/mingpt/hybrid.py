@@ -1,0 +1,176 @@
+"""A transformer that corrects n-gram models: counts for what was seen, attention for the rest.
+
+    log p(w | text)  ~  sum_k g_k(x) log p_k(w | last k - 1 characters)  +  f_w(x)
+
+p_k is the n-gram model of length k, for lengths from `shortest` to n. x is what the transformer's
+blocks make of the text *and* of the counts' hints: all those log-probabilities, and how often the
+context of each length was seen, projected and added to the embeddings. f is the transformer's usual
+head; the g_k, learned sums of x, say how far to trust each length here. At the start f = 0, g_n = 1
+and the others are 0: training begins at the n-gram model's loss, and all that is learned is what
+counting misses. It is a product of experts (Hinton, 2002), all but one of them counted, in a
+second. The counts that a place is trained with leave out its own tenth of the text
+(`ngram.held_out_hints`), or the transformer would learn to trust them too much.
+
+Shapes: B batch, T time, C = n_embd, V characters, M = n - shortest + 1 lengths,
+W = M V + n hints for each place.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mingpt.data import Text, Windows
+from mingpt.gpt import GPT, GPTConfig, KVCache
+from mingpt.ngram import NGram, NGramConfig, held_out_hints
+from shared.sampler import IntArray
+
+HintedBatch = tuple[Tensor, Tensor, Tensor]
+# Hints are numbers from about -12 to 12; at this scale they are as large as other embeddings.
+HINT_SCALE = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridConfig(GPTConfig):
+    """The shape of the transformer, and of the n-gram model beside it."""
+
+    n: int = 9
+    """Length of the longest n-gram: n - 1 characters of context and the one to predict."""
+    shortest: int = 3
+    """Length of the shortest n-gram whose log-probabilities are hints of their own."""
+    folds: int = 10
+    """Pieces of the text, each of which is trained on with counts of the others."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        super().__post_init__()
+        if not 1 <= self.shortest <= self.n:
+            raise ValueError(f"shortest={self.shortest} must be from 1 to n={self.n}")
+        if self.folds < 2:
+            raise ValueError(
+                f"folds={self.folds} must be at least 2: others to count, one to hold out"
+            )
+
+    @property
+    def lengths(self) -> int:
+        """M, the lengths of n-grams whose log-probabilities are hints."""
+        return self.n - self.shortest + 1
+
+
+class Hybrid(nn.Module):
+    """`model(idx, targets, hints)`: a GPT, and the n-gram model whose counts it corrects.
+
+    `hints` (B, T, W) are those of `ngram` for the character after each of idx; where they are
+    not given they are looked up from what the window shows. `fit` counts.
+    """
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size, self.block_size = config.vocab_size, config.block_size
+        self.ngram = NGram(NGramConfig(vocab_size=config.vocab_size, n=config.n))
+        self.gpt = GPT(config)
+        C, M = config.n_embd, config.lengths
+        self.hint_embed = nn.Parameter(torch.randn(C, M * config.vocab_size + config.n) * 0.1)
+        self.trust_head = nn.Parameter(torch.zeros(M, C))
+
+    def fit(self, ids: IntArray) -> None:
+        """Count the n-grams of a text (P,)."""
+        self.ngram.fit(ids)
+
+    def examples(self, text: Text) -> tuple["HintedWindows", "HintedWindows"]:
+        """Count, and return the windows to train on and to validate, with the n-gram's hints."""
+        self.fit(text.train)
+        c = self.config
+        held_out = held_out_hints(text.train, c.n, self.vocab_size, c.folds, c.shortest)
+        train = HintedWindows(text.train, self.block_size, held_out, jitter=True)
+        return train, self.windows(text.val)
+
+    def windows(self, ids: IntArray, *, stride: int | None = None) -> "HintedWindows":
+        """Return windows of a text to evaluate, with hints; see `Windows` for the stride."""
+        hints = self.ngram.hints(ids, self.config.shortest).astype(np.float16)
+        return HintedWindows(ids, self.block_size, hints, jitter=False, stride=stride)
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, hints: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, T, V) of the character after each of idx (B, T); with targets, the loss."""
+        logits = self.logits(idx, self.look_up(idx) if hints is None else hints)
+        return logits if targets is None else self.gpt.loss(logits, targets)
+
+    def look_up(self, idx: Tensor) -> Tensor:
+        """Return the hints of each row of idx (B, T), read from its beginning: (B, T, W)."""
+        rows = [self.ngram.hints(row, self.config.shortest) for row in idx.cpu().numpy()]
+        return torch.from_numpy(np.stack(rows)).to(idx.device)
+
+    def logits(self, idx: Tensor, hints: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Correct the log-probabilities in hints (B, T, W) to logits (B, T, V)."""
+        x = self.gpt.features(idx, cache, hint=self.hint(hints))
+        M, V = self.config.lengths, self.vocab_size
+        log_probs = hints[..., : M * V].float().view(*idx.shape, M, V)  # the longest first
+        with torch.autocast(x.device.type, enabled=False):  # as in `GPT.logits`
+            trust = F.linear(x.float(), self.trust_head)  # (B, T, M)
+            counted = (trust.unsqueeze(-2) @ log_probs).squeeze(-2)  # (B, T, V)
+        logits: Tensor = self.gpt.logits(x) + log_probs[..., 0, :] + counted
+        return logits
+
+    def hint(self, hints: Tensor) -> Tensor:
+        """Map hints (B, T, W) to what is added to the embeddings, (B, T, C)."""
+        return F.linear(hints * HINT_SCALE, self.hint_embed)
+
+    def next_logits(self, idx: Tensor, cache: "HybridCache") -> Tensor:
+        """Logits (B, V) of the character after idx (B, T), which continues those in `cache`."""
+        hints = self.look_up(cache.extend(idx))[:, -idx.size(1) :]
+        return self.logits(idx, hints, cache)[:, -1]
+
+    def new_cache(self) -> "HybridCache":
+        """Return an empty cache for `next_logits`."""
+        return HybridCache(self.config)
+
+    def flops_per_character(self) -> float:
+        """Count the FLOPs of a forward pass per character, the context full."""
+        width = self.config.lengths * self.vocab_size
+        hint = 2 * self.config.n_embd * (width + self.config.n + self.config.lengths) + 2 * width
+        return self.gpt.flops_per_character() + self.ngram.flops_per_character() + hint
+
+
+class HybridCache(KVCache):
+    """What the transformer's blocks remember, and the characters that the n-gram model reads."""
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__(config)
+        self.reach, self.idx = config.n - 2, torch.zeros(0)
+
+    def extend(self, idx: Tensor) -> Tensor:
+        """Return idx (B, T) with the characters before that an n-gram of its first may need."""
+        known = torch.cat((self.idx, idx), dim=1) if self.idx.numel() else idx
+        self.idx = known[:, -self.reach :] if self.reach > 0 else known[:, :0]
+        return known
+
+
+class HintedWindows(Windows):
+    """`Windows` that come with the n-gram model's hints, which read on across windows.
+
+    hints (len(ids), W) are those of the character after each place of the text.
+    """
+
+    def __init__(
+        self,
+        ids: IntArray,
+        block_size: int,
+        hints: npt.NDArray[np.float16],
+        *,
+        jitter: bool,
+        stride: int | None = None,
+    ) -> None:
+        super().__init__(ids, block_size, jitter=jitter, stride=stride)
+        self.hints = torch.from_numpy(hints)
+
+    def batch(self, indices: IntArray, epochs: IntArray | None = None) -> HintedBatch:  # type: ignore[override]
+        """Cut windows as `Windows.batch` does: idx (B, T), targets (B, T), hints (B, T, W)."""
+        idx, targets = super().batch(indices, epochs)
+        places = torch.from_numpy(np.minimum(self.places(indices, epochs), len(self.ids) - 1))
+        return idx, targets, self.hints[places].float()

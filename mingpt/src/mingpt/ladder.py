@@ -1,0 +1,407 @@
+"""All models on one scale: `python -m mingpt.ladder` trains every rung and draws the table.
+
+The run folder ends up with `ladder.md`, `ladder.png` and `ladder.json` (the table, the chart, and
+all numbers), `samples.md` (what each rung writes), and `jobs/` with the run of every rung and
+seed. Interrupted, the ladder goes on with --resume where it was.
+
+The exit code is 6 where a rung does not beat the ones below it: the promise of a ladder is that
+each idea pays, and numbers that break it are a numerical failure, not the user's mistake.
+"""
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mingpt.climb import SAMPLE
+from mingpt.data import DEFAULT_DATA, Text, check_length, find_data, load_text
+from mingpt.report import PARTS, Part, Row, draw, judge, markdown, terminal_table
+from mingpt.rungs import BLOCK_SIZE, RUNGS, Rung, find
+from shared import cli, files
+from shared.errors import ArtefactError, NumericalError
+from shared.estimates import Estimate
+from shared.files import read_json
+from shared.parallel import usable_cores
+from shared.profiling import cpu_seconds
+from shared.runs import RESULT, Run, command, saved_config, shown_data
+from shared.workers import refuse_failed, training_progress, work_off
+
+PACKAGE = "mingpt-ladder"
+# Another ladder on the same numbers: more rungs, more seeds, the same file at another place.
+MAY_CHANGE = ["data", "seeds", "rungs", "corpus.name"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run and its measurement: a task for `shared.workers`."""
+
+    rung: Rung
+    seed: int
+    folder: Path
+    """The run folder."""
+    data: str = ""
+    max_steps: int | None = None
+
+    @property
+    def name(self) -> str:
+        """How it is called on the screen."""
+        return self.rung.name + (f", seed {self.seed}" if self.rung.trainer else "")
+
+    @property
+    def log(self) -> Path:
+        """What its command prints; beside the run folder, which has to be empty at the start."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def cost(self) -> float:
+        """Guess the seconds it takes."""
+        return self.rung.cost(self.max_steps)
+
+    @property
+    def steps(self) -> int:
+        """Updates of the training; 0 for a model that is counted."""
+        return self.rung.steps(self.max_steps)
+
+    @property
+    def done(self) -> bool:
+        """Whether it is trained and measured."""
+        return (self.folder / RESULT).exists()
+
+    def words(self) -> list[str]:
+        """Return the words after `python -m` that do this job, for a reader to repeat."""
+        words = ["mingpt.climb", "--rung", self.rung.name]
+        if self.rung.trainer:
+            words += ["--seed", str(self.seed)]
+            words += ["--max-steps", str(self.max_steps)] if self.max_steps else []
+        return words + (["--data", self.data] if self.data else [])
+
+    def commands(self) -> list[list[str]]:
+        """Train and measure; what was begun is continued."""
+        resume = ["--resume"] if self.folder.exists() else []
+        return [["-m", *self.words(), "--out", str(self.folder), *resume]]
+
+    def progress(self) -> tuple[float, str]:
+        """Return the part done so far, and the loss last heard of."""
+        return training_progress(self.folder, self.steps)
+
+    def outcome(self) -> str:
+        """Return the nats of each part."""
+        nats = Result.of(self).nats
+        return "  ".join(f"{part} {nats[part]:.4f}" for part in PARTS)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a job."""
+
+    job: Job
+    nats: Mapping[Part, float]
+    parameters: int
+    counts: int
+    flops: float
+    cpu_seconds: float
+    sample: str
+
+    @classmethod
+    def of(cls, job: Job) -> "Result":
+        """Read what a finished job left. Raises ArtefactError for files that are not its own."""
+        result = read_json(job.folder / RESULT)
+        try:
+            return cls(
+                job=job,
+                nats={part: float(result[f"{part}_loss"]) for part in PARTS},
+                parameters=int(result["parameters"]),
+                counts=int(result["counts"]),
+                flops=float(result["flops_per_character"]),
+                cpu_seconds=float(result["cpu_seconds"]),
+                sample=(job.folder / SAMPLE).read_text(),
+            )
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise ArtefactError(
+                f"{job.folder / RESULT}: not what mingpt.climb writes ({error!r}); delete "
+                "it and --resume"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderConfig:
+    """Which rungs to climb, how often, and on what."""
+
+    data: str = ""
+    """A text file, a folder of them or a data set's name; shakespeare if not given, or python-docs
+    where that can't be had."""
+    seeds: int = 3
+    """Runs of each rung that is trained, with seeds 0, 1, ...; from two on there are intervals."""
+    rungs: str = ""
+    """Names with commas between them, such as ngram,bigram,one-head; all if not given."""
+    max_steps: int | None = None
+    """At most so many updates a job, to try things out; the rungs are not judged then."""
+    workers: int = 0
+    """Processes at a time, each on one thread; 0 takes the usable cores."""
+    out: Path | None = None
+    """Run folder; runs/mingpt-ladder/<start time> if not given."""
+    resume: bool = False
+    """Continue the ladder in --out, or the one started last; finished jobs are kept."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds} must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers} must be at least 0")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps={self.max_steps} must be at least 1")
+        for name in self.names:
+            find(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The rungs to climb."""
+        names = tuple(name.strip() for name in self.rungs.split(",") if name.strip())
+        return names or tuple(rung.name for rung in RUNGS)
+
+    def saved(self, text: Text) -> dict[str, Any]:
+        """Return what config.json keeps: all that decides the numbers, the rungs included."""
+        values = asdict(self)
+        for name in ("out", "resume", "workers"):
+            del values[name]
+        how = {rung.name: {"model": rung.settings, "trainer": rung.trainer} for rung in RUNGS}
+        corpus = {"name": shown_data(text.name), "sha256": text.sha256}
+        return {**values, "corpus": corpus, "how": how}
+
+    def jobs(self, folder: Path, text: Text) -> list[Job]:
+        """Return the jobs of all rungs and seeds, in the order of the table."""
+        # That the default can't be had need not be found out again by every job.
+        data = self.data or ("" if text.name == DEFAULT_DATA else text.name)
+        return [
+            Job(rung, seed, folder / "jobs" / f"{rung.name}-{seed}", data, self.max_steps)
+            for rung in RUNGS
+            if rung.name in self.names
+            for seed in range(self.seeds if rung.trainer else 1)
+        ]
+
+
+def main(config: LadderConfig) -> None:
+    """Train every rung with its tuned settings; write the table, the chart and the samples."""
+    text = load_text(find_data(config.data))
+    check_length(text, BLOCK_SIZE)  # said before anything is spent
+    with Run.open(
+        PACKAGE,
+        config.out,
+        resume=config.resume,
+        config=config.saved(text),
+        may_change=MAY_CHANGE,
+    ) as run:
+        climb(config, text, run)
+
+
+def climb(config: LadderConfig, text: Text, run: Run) -> None:
+    """Do the jobs that are not done yet, write what came of all, and say what failed.
+
+    Raises NumericalError where a rung does not beat the ones below, or a Failure with the exit
+    code of the first job that failed.
+    """
+    console, started = Console(), time.monotonic()
+    jobs = config.jobs(run.folder, text)
+    open_jobs = [job for job in jobs if not job.done]
+    describe(console, config, text, jobs, open_jobs, run)
+    files.make_folder(run.folder / "jobs")
+    remedy = f"; continue with --resume --out {run.folder}"
+    failed = work_off(open_jobs, config.workers or usable_cores(), remedy)
+    ladder = Ladder.of([Result.of(job) for job in jobs if job.done])
+    clocks = {
+        "seconds": round(time.monotonic() - started, 1),
+        "cpu_seconds": round(cpu_seconds(), 1),
+        "training_cpu_seconds": round(sum(each.cpu_seconds for each in ladder.results), 1),
+        "jobs_of_before": len(jobs) - len(open_jobs),
+    }
+    ladder.write(run, text, clocks)
+    ladder.show(console)
+    cli.print_settings(console, "", told_clocks(clocks) | {"chart": run.folder / "ladder.png"})
+    refuse_failed(failed, len(open_jobs), remedy)
+    complain(ladder.rows)
+
+
+def describe(
+    console: Console,
+    config: LadderConfig,
+    text: Text,
+    jobs: Sequence[Job],
+    open_jobs: Sequence[Job],
+    run: Run,
+) -> None:
+    """Print what is about to be trained on what."""
+    count = config.workers or usable_cores()
+    cli.print_settings(
+        console,
+        f"The ladder on {shown_data(text.name)}",
+        {
+            "data": f"{shown_data(text.name)} ({text.sha256[:12]}), {len(text.train):,} "
+            f"characters to train on, {len(text.val):,} to validate",
+            "rungs": ", ".join(config.names),
+            "jobs": f"{len(jobs)}, of which {len(jobs) - len(open_jobs)} are done",
+            "seeds": ", ".join(str(seed) for seed in range(config.seeds)),
+            "workers": f"{count} processes of one thread",
+            "run": run.folder,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What came of all jobs: the numbers, and the judged rows made of them."""
+
+    results: Sequence[Result]
+    rows: Sequence[Row]
+    judged: bool
+
+    @classmethod
+    def of(cls, results: Sequence[Result]) -> "Ladder":
+        """Tabulate and judge; a ladder with capped steps is not judged."""
+        judged = all(each.job.max_steps is None for each in results)
+        rows = make_rows(results)
+        return cls(results, judge(rows) if judged else rows, judged)
+
+    def show(self, console: Console) -> None:
+        """Print the table."""
+        console.print(terminal_table(self.rows, "nats per character"))
+        if not self.judged:
+            console.print("Not judged: with --max-steps the rungs are not fully trained.")
+
+    def write(self, run: Run, text: Text, clocks: Mapping[str, float]) -> None:
+        """Write ladder.json, ladder.md, ladder.png and samples.md."""
+        name = shown_data(text.name)
+        content = {
+            "command": command(),
+            "commit": run.commit,
+            "data": {"name": name, "sha256": text.sha256},
+            "judged": self.judged,
+            **clocks,
+            "rows": [row_json(row) for row in self.rows],
+            "jobs": [job_json(each) for each in self.results],
+        }
+        files.write_json(run.folder / "ladder.json", content)
+        files.write_file(run.folder / "ladder.md", self.markdown(clocks).encode())
+        files.write_file(run.folder / "samples.md", self.samples().encode())
+        if self.rows:
+            seeds = max(row.seeds for row in self.rows)
+            draw(
+                self.rows,
+                run.folder / "ladder.png",
+                title=f"The ladder on {name}",
+                subtitle="from guessing to the transformer"
+                + (f"; whiskers: 95% intervals over {seeds} seeds" if seeds > 1 else ""),
+            )
+
+    def markdown(self, clocks: Mapping[str, float]) -> str:
+        """Return the table and what each rung added, the commands and what all of it took."""
+        lines = [f"python -m {shlex.join(each.job.words())}" for each in self.first()]
+        told = "".join(f"- {name}: {text}\n" for name, text in told_clocks(clocks).items())
+        commands = "\n".join(["```", *lines, "```\n"])
+        return f"Nats per character:\n\n{markdown(self.rows)}\n{commands}\n{told}"
+
+    def samples(self) -> str:
+        """Return what each rung wrote, as Markdown."""
+        return "\n".join(
+            f"**{each.job.rung.name}**\n\n```\n{each.sample.strip()}\n```\n"
+            for each in self.first()
+        )
+
+    def first(self) -> list[Result]:
+        """Return the results of the first seed, one a rung."""
+        return [each for each in self.results if each.job.seed == 0]
+
+
+def make_rows(results: Sequence[Result]) -> list[Row]:
+    """Return the table's rows in the order of `RUNGS`, not judged yet."""
+    rows = []
+    for rung in RUNGS:
+        own = [each for each in results if each.job.rung == rung]
+        if own:
+            rows.append(
+                Row(
+                    rung=rung,
+                    seeds=len(own) if rung.trainer else 0,
+                    parameters=own[0].parameters,
+                    counts=own[0].counts,
+                    flops=own[0].flops,
+                    cpu_seconds=Estimate.of([each.cpu_seconds for each in own]).mean,
+                    nats={part: Estimate.of([each.nats[part] for each in own]) for part in PARTS},
+                )
+            )
+    return rows
+
+
+def told_clocks(clocks: Mapping[str, float]) -> dict[str, str]:
+    """Put the times into words."""
+    kept = f" ({clocks['jobs_of_before']} jobs were done before)" * bool(clocks["jobs_of_before"])
+    return {
+        "this command": f"{clocks['seconds']:,.0f} s, {clocks['cpu_seconds']:,.0f} CPU s{kept}",
+        "all training": f"{clocks['training_cpu_seconds']:,.0f} CPU s",
+    }
+
+
+def complain(rows: Sequence[Row]) -> None:
+    """Raise NumericalError where a rung does not beat one below it."""
+    val = {row.name: row.nats["val"].mean for row in rows}
+    told = [
+        f"{row.name} has {val[row.name]:.4f} validation nats per character, "
+        + " and ".join(f"{name} {val[name]:.4f}" for name in row.short_of)
+        for row in rows
+        if not row.beaten
+    ]
+    if told:
+        count = "1 rung does" if len(told) == 1 else f"{len(told)} rungs do"
+        raise NumericalError(f"{count} not keep what the ladder promises: {'; '.join(told)}")
+
+
+def row_json(row: Row) -> dict[str, Any]:
+    """Return a row as ladder.json has it."""
+    return {
+        "name": row.name,
+        "chain": row.rung.chain,
+        "adds": row.rung.adds,
+        "seeds": row.seeds,
+        "parameters": row.parameters,
+        "counts": row.counts,
+        "flops_per_character": row.flops,
+        "cpu_seconds": row.cpu_seconds,
+        "nats": {part: asdict(estimate) for part, estimate in row.nats.items()},
+        "has_to_beat": row.rung.after,
+        "short_of": row.short_of,
+        "tied": row.tied,
+        "the_seeds_model": row.rung.reference,
+    }
+
+
+def job_json(result: Result) -> dict[str, Any]:
+    """Return a job's numbers, and the command to repeat it."""
+    return {
+        "rung": result.job.rung.name,
+        "seed": result.job.seed,
+        "command": f"python -m {shlex.join(result.job.words())}",
+        "cpu_seconds": result.cpu_seconds,
+        "nats": dict(result.nats),
+    }
+
+
+def resumed(words: Sequence[str]) -> LadderConfig | None:
+    """Return the settings of the ladder that the command line asks to resume, as its defaults."""
+    saved = saved_config(PACKAGE, words)
+    if saved is None:
+        return None
+    try:
+        return LadderConfig(
+            **{name: saved[name] for name in ("data", "seeds", "rungs", "max_steps")}
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(
+            f"config.json is not that of a run of mingpt.ladder ({error})"
+        ) from error
+
+
+if __name__ == "__main__":
+    cli.run(main, defaults=resumed)

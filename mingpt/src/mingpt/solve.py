@@ -1,0 +1,582 @@
+"""Train the paper's encoder-decoder on a task with known answers: `python -m mingpt.solve sort`.
+
+The tasks are copy, reverse, sort, dates, add2 and add3 (`tasks.py`). Each takes about a minute of
+one core and ends with the share of held-out examples that are answered to the last character, by
+greedy and by beam search. The run folder has the model (`checkpoints/`), `metrics.jsonl`,
+`loss.png`, `examples.md` and `result.json`. Then:
+
+    python -m mingpt.solve --ask "3 1 2"            ask the model trained last (or --run FOLDER)
+    python -m mingpt.solve all --seeds 3 --out DIR  every task with seeds 0, 1, 2: tasks.md, .json
+
+`all` ends with exit code 6 where a run stays below 99 %.
+"""
+
+import hashlib
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from mingpt.model import count_parameters
+from mingpt.tasks import TASKS, Endless, Fixed, Pair, Task, draw_held_out
+from mingpt.transformer import Transformer, TransformerConfig, beam_search, greedy, loss
+from shared import cli, files, parallel
+from shared.checkpoint import open_checkpoint
+from shared.config import TrainerConfig
+from shared.errors import ArtefactError, NumericalError, UsageError
+from shared.estimates import markdown_table
+from shared.parallel import World, usable_cores
+from shared.plots import plot_loss
+from shared.runs import RESULT, Run, command, newest_folder, saved_config
+from shared.trainer import Trainer
+from shared.workers import refuse_failed, training_progress, work_off
+
+PACKAGE = "mingpt-solve"
+ALL = "all"
+GOAL = 0.99  # share of the test that a trained model answers to the last character
+VALIDATION = 200  # held-out examples beside the test, to follow the training by
+MAX_TESTS = 10_000
+SHOWN = 5  # right answers in the table; of wrong ones there may be ten
+AT_ONCE = 250  # examples answered together
+
+# What all recipes share. Fresh examples need no dropout and no smoothing; with so few steps a rate
+# that falls to zero ends lower than the paper's (--schedule inverse_sqrt), which never gets there.
+SHAPE = TransformerConfig(n_layer=2, n_head=4, n_embd=64)
+TRAINER = TrainerConfig(
+    max_steps=500,
+    batch_size=128,
+    optimizer="muon",
+    learning_rate=3e-3,
+    muon_learning_rate=0.02,
+    weight_decay=0.0,
+    schedule="linear",
+    warmup_steps=20,
+    precision="fp32",
+    eval_every=100,
+    eval_batch_size=AT_ONCE,
+    checkpoint_every=0,
+    device="cpu",
+    threads=1,
+)
+NO_TASK = replace(SHAPE, vocab_size=4)  # until the task is known: fits none
+STEPS = {"copy": 400, "reverse": 450, "sort": 500, "dates": 450, "add2": 400, "add3": 500}
+# Sums have few places that must not be confused; neighbouring sinusoids are hard to tell apart with
+# 64 channels: after 500 steps add3 was 6% right with them, 100% with learned positions.
+LEARNED_POSITIONS = ("add2", "add3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveConfig:
+    """What to learn and how, or what to ask a model that has learnt."""
+
+    task: tyro.conf.Positional[str] = ""
+    """copy, reverse, sort, dates, add2 or add3, or all of them; before any flag."""
+    ask: str | None = None
+    """Train nothing: give this to a trained model and print what it answers."""
+    run: Path | None = None
+    """The run to ask; the one started last if not given."""
+    json: bool = False
+    """Print the answer to --ask as JSON for programs."""
+    tests: int = 1000
+    """Held-out examples to answer at the end."""
+    beam: int = 4
+    """Beginnings that beam search keeps; 1 is greedy search."""
+    alpha: float = 0.6
+    """Beam search's length penalty (Wu et al., 2016); 0 favours short answers."""
+    seeds: int = 1
+    """For all: runs of each task, with seeds 0, 1, ..."""
+    workers: int = 1
+    """For all: processes at a time, each on one thread; 0 takes the usable cores."""
+    out: Path | None = None
+    """Run folder; runs/mingpt-solve/<start time> if not given."""
+    resume: bool = False
+    """Continue the run in --out, or the one started last; its settings hold unless flags differ."""
+    model: TransformerConfig = NO_TASK
+    trainer: TrainerConfig = TRAINER
+
+    def __post_init__(self) -> None:
+        if self.task and self.task not in (*TASKS, ALL):
+            raise UsageError(
+                f"no task {self.task!r}{cli.suggest(self.task, (*TASKS, ALL))}; there are "
+                f"{', '.join(TASKS)} and {ALL}"
+            )
+        for name in ("tests", "beam", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.tests > MAX_TESTS:
+            raise ValueError(f"tests={self.tests} must be at most {MAX_TESTS}")
+        for name in ("alpha", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        if self.task in TASKS and self.ask is None:
+            self._check_model(TASKS[self.task])
+
+    def _check_model(self, task: Task) -> None:
+        """Raise ValueError for a model without the task's ids or places."""
+        model = self.model
+        if model.vocab_size != task.vocab_size or model.block_size < task.block_size:
+            raise ValueError(
+                f"vocab_size={model.vocab_size} and block_size={model.block_size} do not fit task "
+                f"{task.name}, which has {task.vocab_size} ids and {task.block_size} places; name "
+                f"the task before all flags and leave these out"
+            )
+
+    def saved(self, digest: str) -> dict[str, Any]:
+        """Return what config.json keeps: all that decides the result."""
+        values = asdict(self)
+        for name in ("ask", "run", "json", "seeds", "workers", "out", "resume"):
+            del values[name]
+        return {**values, "test_sha256": digest}
+
+
+# What may differ between a run and its continuation without making it another run.
+MAY_CHANGE = ["tests", "beam", "alpha", "test_sha256", *(f"trainer.{name}" for name in (
+    "max_steps", "eval_every", "eval_batch_size", "checkpoint_every", "keep_checkpoints",
+    "log_every", "device", "threads", "dist_timeout", "profile", "wandb", "compile",
+))]  # fmt: skip
+
+
+def recipe(task: Task) -> SolveConfig:
+    """Return the settings that reach `GOAL` on a task."""
+    model = replace(
+        SHAPE,
+        vocab_size=task.vocab_size,
+        block_size=task.block_size,
+        positions="learned" if task.name in LEARNED_POSITIONS else "sinusoidal",
+    )
+    trainer = replace(TRAINER, max_steps=STEPS[task.name])
+    return SolveConfig(task=task.name, model=model, trainer=trainer)
+
+
+# ---- answering
+
+
+Search = Callable[[Transformer, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model made of a source, beside what it should have made of it."""
+
+    source: str
+    target: str
+    said: str
+
+    @property
+    def right(self) -> bool:
+        """Whether every character is as it should be."""
+        return self.said == self.target
+
+
+def answer(model: Transformer, task: Task, pairs: Sequence[Pair], search: Search) -> list[Answer]:
+    """Let a model answer the sources of `pairs`, `AT_ONCE` at a time."""
+    answers: list[Answer] = []
+    for first in range(0, len(pairs), AT_ONCE):
+        part = pairs[first : first + AT_ONCE]
+        ids = search(model, torch.from_numpy(task.encode([source for source, _ in part])))
+        answers += [
+            Answer(source, target, task.decode(row))
+            for (source, target), row in zip(part, ids.tolist(), strict=True)
+        ]
+    return answers
+
+
+def by_beam(model: Transformer, source: Tensor, *, beam: int, alpha: float) -> Tensor:
+    """Return the ids that beam search finds, without their scores."""
+    return beam_search(model, source, beam=beam, alpha=alpha)[0]
+
+
+def exact_match(answers: Sequence[Answer]) -> float:
+    """Return the share of right answers, 0 to 1."""
+    return sum(each.right for each in answers) / len(answers)
+
+
+# ---- training
+
+
+def solve(config: SolveConfig) -> None:
+    """Train on a task, answer the held-out examples, and write and print what came of it."""
+    task, settings = TASKS[config.task], config.trainer
+    pairs = draw_held_out(task, VALIDATION + config.tests)
+    validation, pairs = pairs[:VALIDATION], pairs[VALIDATION:]
+    digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    with parallel.join(settings.device, settings.threads, settings.dist_timeout) as world:
+        torch.manual_seed(settings.seed)
+        model = Transformer(config.model)
+        with Run.open(
+            PACKAGE,
+            config.out,
+            resume=config.resume,
+            config=config.saved(digest),
+            may_change=MAY_CHANGE,
+            rank=world.rank,
+        ) as run:
+            if world.is_main:
+                describe(config, task, model, pairs[0], run, world)
+            metrics = fit(config, task, model, validation, run, world)
+            if world.is_main:
+                report(config, task, model, pairs, digest, metrics, run)
+
+
+def describe(
+    config: SolveConfig, task: Task, model: Transformer, example: Pair, run: Run, world: World
+) -> None:
+    """Print what is about to be learnt, and how."""
+    settings = config.trainer
+    shown = ("max_steps", "batch_size", "optimizer", "learning_rate", "schedule", "warmup_steps")
+    cli.print_settings(
+        Console(soft_wrap=True),
+        f"{task.name}: {task.idea}",
+        {
+            "example": " -> ".join(example),
+            "model": ", ".join(f"{name} {value}" for name, value in asdict(config.model).items()),
+            "parameters": f"{count_parameters(model):,}",
+            "trainer": ", ".join(f"{name} {getattr(settings, name)}" for name in shown),
+            "test": f"{config.tests:,} examples that are never trained on",
+            "seed": settings.seed,
+            "device": f"{world.device}, {torch.get_num_threads()} threads x {world.size} processes",
+            "run": run.folder,
+        },
+    )
+
+
+def fit(
+    config: SolveConfig,
+    task: Task,
+    model: Transformer,
+    validation: Sequence[Pair],
+    run: Run,
+    world: World,
+) -> dict[str, float]:
+    """Train and leave `model` with the weights of the lowest validation loss, ready to answer.
+
+    Returns the metrics by name, and with them `steps`, `seconds` and `cpu_seconds`.
+    """
+    trainer = Trainer(
+        config.trainer,
+        model,
+        loss,
+        Endless(task, config.trainer.seed),
+        run=run,
+        world=world,
+        validation=Fixed(task, validation),
+    )
+    metrics, state = trainer.fit(), trainer.state
+    model.load_state_dict(open_checkpoint(run.folder, best=True).tensors())
+    model.to("cpu").eval()
+    clocks = {"seconds": state.seconds, "cpu_seconds": state.cpu_seconds}
+    return {**metrics, "steps": state.step, **clocks}
+
+
+def report(
+    config: SolveConfig,
+    task: Task,
+    model: Transformer,
+    pairs: Sequence[Pair],
+    digest: str,
+    metrics: dict[str, float],
+    run: Run,
+) -> None:
+    """Answer the test; write result.json, examples.md and loss.png; print a few answers."""
+    started = time.monotonic(), time.process_time()
+    plain = answer(model, task, pairs, greedy)
+    beamed = answer(model, task, pairs, partial(by_beam, beam=config.beam, alpha=config.alpha))
+    shares = {"exact_match": exact_match(plain), "exact_match_beam": exact_match(beamed)}
+    clocks = ("seconds", "cpu_seconds", "steps")
+    run.write_result(
+        seed=config.trainer.seed,
+        device=config.trainer.device,
+        data_name=f"mingpt.tasks: {task.name}",
+        data_sha256=digest,
+        parameters=count_parameters(model),
+        steps=int(metrics["steps"]),
+        metrics={
+            **{name: value for name, value in metrics.items() if name not in clocks},
+            **shares,
+            "tests": float(len(pairs)),
+        },
+        seconds=metrics["seconds"] + time.monotonic() - started[0],
+        cpu_seconds=metrics["cpu_seconds"] + time.process_time() - started[1],
+    )
+    rows = example_rows(task, plain, beamed)
+    columns = ("source", "target", "greedy", "beam")
+    files.write_file(run.folder / "examples.md", markdown_table(columns, rows).encode())
+    if metrics["steps"]:
+        plot_loss(
+            run.folder / "metrics.jsonl", run.folder / "loss.png", title=f"mingpt: {task.name}"
+        )
+    console = Console(soft_wrap=True)
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+    for name, answers in (("greedy", plain), (f"beam {config.beam}", beamed)):
+        right = sum(each.right for each in answers)
+        told = f"{name}: {right:,} of {len(answers):,} held-out examples right"
+        console.print(f"{told}, {exact_match(answers):.2%} exact match", highlight=False)
+    console.print(
+        f'next: python -m mingpt.solve --run {run.folder} --ask "{pairs[0][0]}"', highlight=False
+    )
+
+
+def example_rows(task: Task, plain: Sequence[Answer], beamed: Sequence[Answer]) -> list[list[str]]:
+    """Return rows of source, target and what each search said: a few right, and wrong ones."""
+    both = list(zip(plain, beamed, strict=True))
+    right = [each for each in both if each[0].right and each[1].right][:SHOWN]
+    wrong = [each for each in both if not (each[0].right and each[1].right)][: 2 * SHOWN]
+    rows = []
+    for one, other in right + wrong:
+        said = [task.show(each.said) + " (wrong)" * (not each.right) for each in (one, other)]
+        rows.append([one.source, task.show(one.target), *said])
+    return rows
+
+
+# ---- asking
+
+
+def load(path: Path) -> tuple[Transformer, Task]:
+    """Load the best model of a run of this command, in evaluation mode, and its task.
+
+    Raises UsageError where there is none, ArtefactError when it is damaged, another command's, or
+    its weights do not fit its configuration.
+    """
+    checkpoint = open_checkpoint(path, best=True)
+    match checkpoint.json():
+        case {"task": str(name), "model": dict(saved), "test_sha256": str()} if name in TASKS:
+            task = TASKS[name]
+        case _:
+            raise ArtefactError(f"{checkpoint.path}: not a run of mingpt.solve")
+    try:
+        shape = TransformerConfig(**saved)
+        replace(recipe(task), model=shape)  # refuses other ids than the task's
+        model = Transformer(shape)
+        model.load_state_dict(checkpoint.tensors())
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = cli.one_line(str(error))
+        raise ArtefactError(
+            f"{checkpoint.path}: the weights do not fit the configuration: {reason}"
+        ) from error
+    return model.eval(), task
+
+
+def ask(config: SolveConfig) -> None:
+    """Print what a trained model makes of a person's input."""
+    assert config.ask is not None
+    torch.set_num_threads(1)
+    model, task = load(config.run or newest_folder(Path("runs") / PACKAGE))
+    if config.task not in ("", task.name):
+        raise UsageError(f"that run learnt {task.name}, not {config.task}; name another --run")
+    source = task.read(config.ask)
+    ids = torch.from_numpy(task.encode([source]))
+    found, scores = beam_search(model, ids, beam=config.beam, alpha=config.alpha)
+    said = task.decode(found[0].tolist())
+    right = None if task.solve is None else said == task.solve(source)
+    if config.json:
+        told = {"task": task.name, "source": source, "target": said, "answer": task.show(said)}
+        print(json.dumps({**told, "score": float(scores[0]), "right": right}, indent=2))
+        return
+    mark = {None: "", True: "", False: "   (wrong)"}[right]
+    print(f"{task.show(said)}{mark}")
+
+
+# ---- all tasks
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task and seed, a process of its own: a task for `shared.workers`."""
+
+    task: Task
+    seed: int
+    folder: Path
+    max_steps: int
+    """Updates; 0 for the recipe's."""
+    tests: int
+
+    @property
+    def name(self) -> str:
+        """How it is called on the screen."""
+        return f"{self.task.name} (seed {self.seed})"
+
+    @property
+    def log(self) -> Path:
+        """What it prints; beside the run folder, which has to be empty at the start."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def steps(self) -> int:
+        """Updates of the training."""
+        return self.max_steps or STEPS[self.task.name]
+
+    @property
+    def cost(self) -> float:
+        """Guess the seconds it takes: they go with the steps and the characters."""
+        return self.steps * (self.task.max_source + self.task.max_target) / 300
+
+    @property
+    def done(self) -> bool:
+        """Whether it is trained and tested."""
+        return (self.folder / RESULT).exists()
+
+    def words(self) -> list[str]:
+        """Return the words after `python -m` that do this, for a reader to repeat."""
+        words = ["mingpt.solve", self.task.name, "--seed", str(self.seed)]
+        words += ["--max-steps", str(self.max_steps)] if self.max_steps else []
+        return words + (["--tests", str(self.tests)] if self.tests != SolveConfig.tests else [])
+
+    def commands(self) -> list[list[str]]:
+        """Train and test; what was begun is continued."""
+        resume = ["--resume"] if self.folder.exists() else []
+        return [["-m", *self.words(), "--out", str(self.folder), *resume]]
+
+    def progress(self) -> tuple[float, str]:
+        """Return the part done so far, and the losses last heard of."""
+        return training_progress(self.folder, self.steps)
+
+    def outcome(self) -> str:
+        """Return the share of right answers."""
+        return f"{self.result()['exact_match']:.2%} exact match"
+
+    def result(self) -> dict[str, Any]:
+        """Return what result.json holds; raises ArtefactError where it cannot be read."""
+        found: dict[str, Any] = files.read_json(self.folder / RESULT)
+        return found
+
+
+def solve_all(config: SolveConfig) -> None:
+    """Train every task with every seed; write tasks.json and tasks.md and print the table.
+
+    Runs in OUT/runs that are done are kept. Raises NumericalError where one misses `GOAL`.
+    """
+    folder = config.out or Path("runs") / f"{PACKAGE}-{ALL}"
+    jobs = [
+        Job(
+            task,
+            seed,
+            folder / "runs" / f"{task.name}-{seed}",
+            config.trainer.max_steps,
+            config.tests,
+        )
+        for task in TASKS.values()
+        for seed in range(config.seeds)
+    ]
+    files.make_folder(folder / "runs")
+    waiting = [job for job in jobs if not job.done]
+    failed = work_off(waiting, config.workers or usable_cores(), "; the same command goes on")
+    results = [(job, job.result()) for job in jobs if job.done]
+    rows = [result_row(job, result) for job, result in results]
+    files.write_json(folder / "tasks.json", {"command": command(), "runs": rows})
+    files.write_file(folder / "tasks.md", results_markdown(rows).encode())
+    table = Table(*COLUMNS, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*cells(row))
+    Console(soft_wrap=True).print(table)
+    refuse_failed(failed, len(waiting))
+    short = [job.name for job, result in results if result["exact_match"] < GOAL]
+    if short and not config.trainer.max_steps:
+        raise NumericalError(f"below {GOAL:.0%} exact match: {', '.join(short)}")
+
+
+COLUMNS = ("task", "seed", "greedy", "beam", "steps", "CPU seconds", "parameters")
+
+
+def result_row(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    """Return what tasks.json keeps of a run."""
+    names = ("commit", "parameters", "steps", "seconds", "cpu_seconds", "val_loss")
+    return {
+        "task": job.task.name,
+        "seed": job.seed,
+        "command": f"python -m {shlex.join(job.words())}",
+        "exact_match": result["exact_match"],
+        "exact_match_beam": result["exact_match_beam"],
+        "tests": int(result["tests"]),
+        "test_sha256": result["data"]["sha256"],
+        **{name: result[name] for name in names},
+    }
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Return the texts of `COLUMNS`."""
+    shares = (f"{row[name]:.1%}" for name in ("exact_match", "exact_match_beam"))
+    seconds = f"{row['cpu_seconds']:.0f}"
+    return [
+        row["task"],
+        str(row["seed"]),
+        *shares,
+        str(row["steps"]),
+        seconds,
+        f"{row['parameters']:,}",
+    ]
+
+
+def results_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the runs as a Markdown table, and what its columns are."""
+    tests = max((row["tests"] for row in rows), default=0)
+    return (
+        f"{markdown_table(COLUMNS, [cells(row) for row in rows])}\n"
+        f"greedy, beam: share of {tests:,} held-out examples answered to the last character. CPU "
+        "seconds: training and test, one thread.\n\n"
+        f"`{command()}`\n"
+    )
+
+
+# ---- the command
+
+
+def main(config: SolveConfig) -> None:
+    """Train the paper's encoder-decoder on a task, or ask a trained one."""
+    if config.ask is not None:
+        ask(config)
+    elif not config.task:
+        raise UsageError(f"say which task to learn: {', '.join(TASKS)} or {ALL}; or --ask a run")
+    elif config.task == ALL:
+        solve_all(config)
+    else:
+        solve(config)
+
+
+def defaults(words: Sequence[str]) -> SolveConfig | None:
+    """Return what holds where the command line is silent.
+
+    With --resume that is what the run was started with, else what the recipe of the task says;
+    for all tasks, every task's own steps.
+    """
+    name = words[0] if words else ""
+    if name == ALL:
+        return SolveConfig(task=ALL, trainer=replace(TRAINER, max_steps=0))
+    saved = saved_config(PACKAGE, words)
+    if saved is not None:
+        return _restored(saved)
+    return recipe(TASKS[name]) if name in TASKS else None
+
+
+def _restored(saved: dict[str, Any]) -> SolveConfig:
+    """Return the settings of a run from its config.json."""
+    try:
+        values = {name: value for name, value in saved.items() if name != "test_sha256"}
+        return SolveConfig(
+            **{
+                **values,
+                "model": TransformerConfig(**saved["model"]),
+                "trainer": TrainerConfig(**saved["trainer"]),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"config.json is not that of a run of mingpt.solve ({error})"
+        ) from error
+
+
+if __name__ == "__main__":
+    cli.run(main, defaults=defaults)

@@ -1,0 +1,133 @@
+"""A run folder gives back its best model, or says why it does not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mingpt.data import mean_nats
+from mingpt.load import (
+    choose_run,
+    differences,
+    find_data,
+    load_run,
+    read_text,
+    sizes,
+    trained_on,
+)
+from mingpt.recipes import RECIPES, build
+from shared.checkpoint import open_checkpoint
+from shared.errors import ArtefactError, DataError, UsageError
+
+Altered = Callable[..., Path]
+
+
+@pytest.fixture
+def run(trained: tuple[Path, Any]) -> Path:
+    return trained[0]
+
+
+def test_the_best_model_is_loaded_ready_to_use(run: Path) -> None:
+    """In evaluation mode, with its vocabulary, name and data; its loss is the best one."""
+    loaded = load_run(run)
+    best = open_checkpoint(run, best=True)
+    assert (loaded.name, loaded.path) == ("default", best.path)
+    assert isinstance(loaded.model, nn.Module)
+    assert not loaded.model.training
+    dataset = find_data(loaded)
+    assert trained_on(loaded, dataset)
+    text = read_text(loaded, dataset)
+    assert text.vocabulary == loaded.vocabulary
+    found = mean_nats(loaded.model, text.val, loaded.model.block_size)
+    assert found == pytest.approx(best.state()["trainer"]["best_value"], rel=1e-5)
+    assert load_run(best.path).path == best.path
+
+
+def test_other_data_are_read_with_the_vocabulary_of_the_model(run: Path, tmp_path: Path) -> None:
+    """And are told from those of the training; what was moved can be named."""
+    loaded = load_run(run)
+    (tmp_path / "other.txt").write_text("Thou art fair.\n" * 9)
+    other = find_data(loaded, str(tmp_path / "other.txt"))
+    assert not trained_on(loaded, other)
+    assert read_text(loaded, other).vocabulary == loaded.vocabulary
+    (tmp_path / "other.txt").write_text("Thou art 2 fair.\n" * 9)
+    with pytest.raises(DataError, match="never seen: '2'"):
+        read_text(loaded, find_data(loaded, str(tmp_path / "other.txt")))
+    loaded.config["data"] = str(tmp_path / "gone.txt")
+    with pytest.raises(UsageError, match=r"are not where they were .*; name them with --data"):
+        find_data(loaded)
+    with pytest.raises(UsageError, match=r"^no data set and no file is called 'nothing'"):
+        find_data(loaded, "nothing")
+
+
+def test_without_a_name_the_run_started_last_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If there is one."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="runs/mingpt holds no run"):
+        choose_run(None)
+    (tmp_path / "runs/mingpt/2026-01-01T00-00-00").mkdir(parents=True)
+    assert choose_run(None) == Path("runs/mingpt/2026-01-01T00-00-00")
+    assert choose_run(Path("x")) == Path("x")
+
+
+def test_every_field_that_differs_is_named() -> None:
+    """In the order asked for; one that only one side has, too."""
+    old, new = {"a": 1, "gone": 2, "same": 3}, {"new": 4, "same": 3, "a": 0}
+    assert differences(old, new) == [
+        "new: checkpoint none, asked 4",
+        "a: checkpoint 1, asked 0",
+        "gone: checkpoint 2, asked none",
+    ]
+    assert differences(old, old) == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_weights_show_their_sizes(name: str) -> None:
+    """Of every recipe: layers, width and characters, by names and shapes alone."""
+    model = build(name, 13, n_layer=3, n_head=2, n_embd=8, block_size=5)
+    assert isinstance(model, nn.Module)
+    found = sizes(model.state_dict())
+    shown = {"n_layer": 3, "vocab_size": 13, "n_embd": 8, "block_size": 5}
+    assert found.items() <= shown.items()
+    assert {"n_layer", "vocab_size", "n_embd"} <= found.keys()
+    assert sizes({"wpe.weight": torch.zeros(5, 8)}) == {"block_size": 5}
+    assert sizes({"strange": torch.zeros(2)}) == {}
+
+
+def rename(tensors: dict[str, torch.Tensor]) -> None:
+    """Give the first tensor another name."""
+    tensors["strange"] = tensors.pop(min(tensors))
+
+
+MISFITS: dict[str, tuple[dict[str, Any], str]] = {
+    "tensors": ({"tensors": rename}, ": absent; strange: unknown$"),
+    "unknown setting": ({"config": lambda c: c["model"].update(n_legs=2)}, "n_legs"),
+    "impossible": ({"config": lambda c: c["model"].update(n_layer=0)}, "n_layer=0 must be"),
+    "unknown recipe": ({"config": lambda c: c["model"].update(recipe="defualt")}, "'defualt'"),
+    "vocabulary": (
+        {"config": lambda c: c["vocabulary"].update(characters="abc")},
+        r"the model has vocab_size=\d+, its vocabulary has 3 characters",
+    ),
+    "order": (
+        {"config": lambda c: c["vocabulary"].update(characters="cba")},
+        "its vocabulary 'cba' is not in order",
+    ),
+    "another package": ({"config": lambda c: c.pop("vocabulary")}, "not a run of mingpt.train"),
+    "no settings": ({"config": lambda c: c.clear()}, "not a run of mingpt.train"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_parts_that_do_not_fit_are_named(misfit: str, run: Path, altered: Altered) -> None:
+    """With the checkpoint and what is wrong with it; exit code 4."""
+    changes, said = MISFITS[misfit]
+    folder = altered(run, **changes)
+    with pytest.raises(ArtefactError, match=said) as error:
+        load_run(folder)
+    assert str(error.value).startswith(str(folder))
+    assert error.value.exit_code == 4

@@ -1,0 +1,132 @@
+"""Tasks worked off by processes: order, failures, interrupts, and what is told meanwhile."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from shared import cli
+from shared.errors import Failure, Interrupted
+from shared.workers import Board, Running, refuse_failed, training_progress, work_off
+
+
+@dataclass
+class Script:
+    """A task of small Python programs."""
+
+    name: str
+    log: Path
+    scripts: Sequence[str]
+    cost: float = 1.0
+
+    def commands(self) -> list[list[str]]:
+        """Return a command a program."""
+        return [["-S", "-c", script] for script in self.scripts]
+
+    def progress(self) -> tuple[float, str]:
+        """Return half, always."""
+        return 0.5, "at work"
+
+    def outcome(self) -> str:
+        """Return what it printed."""
+        return self.log.read_text().strip().replace("\n", " ")
+
+
+def test_tasks_run_the_longest_first_and_their_commands_in_order(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With one worker the order is that of the costs."""
+    tasks = [
+        Script("short", tmp_path / "1.log", ["print('a')", "print('b')"], cost=1),
+        Script("long", tmp_path / "2.log", ["print('c')"], cost=9),
+    ]
+    assert work_off(tasks, 1) == []
+    lines = [line for line in capfd.readouterr().err.splitlines() if "started" not in line]
+    assert [line.rpartition(",")[0] for line in lines] == ["1/2  long: c", "2/2  short: a b"]
+
+
+def test_a_failing_task_hinders_no_other_and_keeps_its_code(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its last line is shown, its later commands are not run, and the code is carried on."""
+    never = tmp_path / "never"
+    bad = [
+        "import sys; print('much'); print('error: no room'); sys.exit(5)",
+        f"open({str(never)!r}, 'w')",
+    ]
+    tasks = [
+        Script("bad", tmp_path / "bad.log", bad, cost=9),
+        Script("killed", tmp_path / "k.log", ["import os; os.kill(os.getpid(), 9)"], cost=5),
+        Script("good", tmp_path / "good.log", ["print('fine')"]),
+    ]
+    first, second = work_off(tasks, 1)
+    assert (first.exit_code, second.exit_code) == (5, 137)
+    assert str(first).startswith("bad: no room (exit code 5, log: ")
+    error = capfd.readouterr().err
+    assert "error: bad: no room" in error
+    assert "good: fine" in error
+    assert not never.exists()
+    refuse_failed([], 3)
+    with pytest.raises(Failure, match="2 of 3 jobs failed, the first: bad: no room") as caught:
+        refuse_failed([first, second], 3)
+    assert cli.explain(caught.value) is not None
+    assert cli.explain(caught.value)[1] == 5  # type: ignore[index]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_lets_the_workers_save(tmp_path: Path, signum: signal.Signals) -> None:
+    """Each gets one SIGTERM and the time to save; nothing new is begun."""
+    saving = """if True:
+        import pathlib, signal, sys, time
+        folder = pathlib.Path(sys.argv[1])
+        def save(*_):
+            (folder / "saved").write_text("")
+            sys.exit(143)
+        signal.signal(signal.SIGTERM, save)
+        (folder / "ready").write_text("")
+        time.sleep(60)"""
+    task = Script("saver", tmp_path / "1.log", [saving])
+    task.commands = lambda: [["-S", "-c", saving, str(tmp_path)]]  # type: ignore[method-assign]
+    never = Script("never", tmp_path / "2.log", ["print('begun')"], cost=0.5)
+
+    def interrupt() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signum)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(Interrupted, match="what was done is kept; go on") as caught:
+        work_off([task, never], 1, "; go on")
+    assert caught.value.exit_code == 128 + signum
+    assert (tmp_path / "saved").exists()
+    assert not never.log.exists()
+
+
+def test_the_time_left_follows_the_speed_so_far(tmp_path: Path) -> None:
+    """Half of 10 took 20 s, so that a unit takes 4 s: 5 + 10 units, shared by two workers."""
+    tasks = [Script(name, tmp_path / name, ["pass"], cost=10.0) for name in ("a", "b")]
+    board, running = Board(tasks, 2), Running(tasks[0])
+    running.process.wait()
+    running.log.close()
+    running.started = time.monotonic() - 20
+    left = board.seconds_left([running], [0.5], [tasks[1]])
+    assert left == pytest.approx(40, rel=0.05)  # the one that waits takes longer than half of all
+    assert board.seconds_left([running], [0.0], [tasks[1]]) == 0
+
+
+def test_progress_is_that_of_the_runs_last_records(tmp_path: Path) -> None:
+    """The step of the newest record, with the last training and validation loss of any."""
+    assert training_progress(tmp_path, 40) == (0.0, "starting")
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 20, "kind": "val", "val_loss": 2.5}\n'
+        '{"step": 30, "kind": "train", "loss": 2.25}\n'
+    )
+    part, said = training_progress(tmp_path, 40)
+    assert part == 0.75
+    assert said.split() == ["step", "30/40", "loss", "2.2500", "val", "2.5000"]
+    assert training_progress(tmp_path, 20)[0] == 1.0  # a run that was asked for fewer
