@@ -2,7 +2,7 @@
 
     python mingpt/benchmarks/shakespeare.py --presets nanogpt,default,hybrid --seeds 3
 
-Every run is `python -m mingpt.train --preset P --trainer.seed S` in a process of one thread. The
+Every run is `python -m mingpt.train --preset P --seed S` in a process of one thread. The
 loss is that of the last weights on every target of the validation text; nothing is chosen by it.
 CPU seconds are of the whole process, imports and evaluations included. What was run before
 into the same `--out` is kept and not run again.
@@ -61,7 +61,7 @@ class Job:
 
     def words(self) -> list[str]:
         """Return the words after `python -m`, for a reader to repeat."""
-        return ["mingpt.train", "--preset", self.preset, "--trainer.seed", str(self.seed)]
+        return ["mingpt.train", "--preset", self.preset, "--seed", str(self.seed)]
 
     def commands(self) -> list[list[str]]:
         """Train; what was begun is continued."""
@@ -95,11 +95,10 @@ class Config:
 def main(config: Config) -> None:
     """Train what has not been trained yet, and tabulate everything."""
     names = [name.strip() for name in config.presets.split(",")]
-    # The first seed of all before the second of any: what is interrupted is a table nevertheless.
     jobs = [
         Job(name, seed, config.out / f"{name}-{seed}")
-        for seed in range(config.seeds)
         for name in names
+        for seed in range(config.seeds)
     ]
     files.make_folder(config.out)
     left = [job for job in jobs if not (job.folder / RESULT).exists()]

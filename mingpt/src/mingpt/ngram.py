@@ -94,7 +94,7 @@ def count(ids: IntArray, n: int, vocab_size: int) -> list[Level]:
     after, node = ids[n - 1 :], np.zeros(max(0, len(ids) - n + 1), dtype=np.int64)
     keys = [np.zeros(1, dtype=np.int64)]
     for back in range(1, n):
-        older = ids[n - 1 - back : len(ids) - back]
+        older = ids[n - 1 - back : max(0, len(ids) - back)]
         contexts, node = np.unique(node * vocab_size + older, return_inverse=True)
         keys.append(contexts)
     grams, counts = np.unique(node * vocab_size + after, return_counts=True)
