@@ -20,7 +20,6 @@ from makemore.generate import (
     GenerateConfig,
     edit_distances,
     look_up,
-    sample,
     sample_items,
     samples_table,
     shares,
@@ -29,6 +28,7 @@ from makemore.generate import (
 from makemore.model import CharacterModel
 from shared.checkpoint import Checkpoints, open_checkpoint
 from shared.errors import DataError, NumericalError
+from shared.sampling import sample
 
 Command = Callable[..., Any]
 VOCABULARY = Vocabulary("ab", unknown=True)  # ids: boundary 0, a 1, b 2, unknown 3

@@ -26,7 +26,8 @@ from makemore.data import BOUNDARY, MAX_LENGTH, Splits, Vocabulary
 from makemore.load import Loaded, check_length, choose_run, find_data, load_run, load_splits
 from makemore.model import CharacterModel
 from shared import cli
-from shared.errors import DataError, NumericalError, ResourceError, UsageError
+from shared.errors import DataError, ResourceError, UsageError
+from shared.sampling import check_sampling, sample
 
 AT_ONCE = 1024  # items drawn together; bounds the memory
 NAMES_AT_ONCE = 2**16  # rows of the distances' table; the same
@@ -68,42 +69,7 @@ class GenerateConfig:
             raise ValueError(f"seed={self.seed} must be from 0 to 2**64 - 1")
 
 
-def check_sampling(temperature: float, top_k: int | None) -> None:
-    """Raise ValueError unless the two can be sampled with."""
-    if not 0.0 <= temperature < float("inf"):
-        raise ValueError(f"temperature={temperature} must be 0 or more; 1 is the model's own")
-    if top_k is not None and top_k < 1:
-        raise ValueError(
-            f"top_k={top_k} must be at least 1; leave it out to draw among all characters"
-        )
-
-
 # ---- drawing
-
-
-def sample(
-    scores: Tensor,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draw an id per row: scores (B, V) to (B,); one of -inf is never drawn.
-
-    Temperature first, then the k likeliest. Raises NumericalError for scores that are not numbers,
-    or that leave nothing to draw.
-    """
-    largest = scores.amax(-1, keepdim=True)  # (B, 1); NaN where there is one in the row
-    if not largest.isfinite().all():
-        raise NumericalError("the model gave scores that are not finite; its weights are broken")
-    if temperature == 0.0:
-        return scores.argmax(-1)
-    scores, ids = scores.topk(min(top_k or scores.size(-1), scores.size(-1)))  # the likeliest first
-    # The largest is 0 from here, so that a tiny temperature cannot overflow; and in float64 no
-    # temperature becomes 0 or infinite.
-    probs = ((scores - largest).double() / temperature).softmax(-1)
-    drawn = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
-    return ids.gather(-1, drawn).squeeze(-1)
 
 
 @torch.no_grad()
