@@ -5,11 +5,15 @@
 p_k is the n-gram model of length k, for lengths from `shortest` to n. x is what the transformer's
 blocks make of the text *and* of the counts' hints: all those log-probabilities, and how often the
 context of each length was seen, projected and added to the embeddings. f is the transformer's usual
-head; the g_k, learned sums of x, say how far to trust each length here. At the start f = 0, g_n = 1
-and the others are 0: training begins at the n-gram model's loss, and all that is learned is what
-counting misses. It is a product of experts (Hinton, 2002), all but one of them counted, in a
-second. The counts that a place is trained with leave out its own tenth of the text
-(`ngram.held_out_hints`), or the transformer would learn to trust them too much.
+head; the g_k, learned sums of x, say how far to trust each length here. At the start g_n = 1, the
+others are 0, and so is f with `zero_init` and an untied head, as the presets have it: training
+begins at the n-gram model's loss, and all that is learned is what counting misses. It is a product
+of experts (Hinton, 2002), all but one of them counted, in a second. The counts that a place is
+trained with leave out its own tenth of the text (`ngram.held_out_hints`), or the transformer would
+learn to trust them too much.
+
+In training and evaluation the hints read on across windows: they know the n - 1 characters before a
+place also where the window has just begun. The transformer never does.
 
 Shapes: B batch, T time, C = n_embd, V characters, M = n - shortest + 1 lengths,
 W = M V + n hints for each place.
@@ -48,7 +52,7 @@ class HybridConfig(GPTConfig):
         """Refuse what cannot work."""
         super().__post_init__()
         if not 1 <= self.shortest <= self.n:
-            raise ValueError(f"shortest={self.shortest} must be from 1 to n={self.n}")
+            raise ValueError(f"shortest={self.shortest} must be from 1 to n={self.n}; lower it")
         if self.folds < 2:
             raise ValueError(
                 f"folds={self.folds} must be at least 2: others to count, one to hold out"

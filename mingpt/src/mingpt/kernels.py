@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -45,6 +46,7 @@ class _Relu2(torch.autograd.Function):
         return positive * positive
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
         return grad.mul(positive).mul_(2)
@@ -60,6 +62,7 @@ class _CausalConv(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, taps = ctx.saved_tensors
         grad_x, grad_taps = grad * taps[0], torch.zeros_like(taps)
@@ -78,6 +81,7 @@ class _Rotate(torch.autograd.Function):
         return _turned(x, cos, sin)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _turned(grad, cos, -sin), None, None  # a rotation's transpose turns back

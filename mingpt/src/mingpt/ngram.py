@@ -283,6 +283,10 @@ class NGram(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take a text of any length, and count it."""
         text = state_dict.get(f"{prefix}text")
-        if text is not None and text.ndim == 1 and not text.dtype.is_floating_point:
+        if text is not None:
+            if text.ndim != 1 or text.dtype.is_floating_point:
+                raise ValueError(
+                    "the text that an n-gram model was counted on must be a row of ids"
+                )
             self.fit(text.cpu().numpy().astype(np.int64))
         super()._load_from_state_dict(state_dict, prefix, *args)
