@@ -10,12 +10,14 @@ into the same `--out` is kept and not run again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
 
 from mingpt import recipes
 from shared import cli, files
+from shared.errors import ArtefactError
 from shared.estimates import Estimate, markdown_table
 from shared.files import read_json
 from shared.parallel import usable_cores
@@ -51,7 +53,7 @@ class Job:
         """Updates of the training."""
         return recipes.find(self.preset).trainer.max_steps
 
-    @property
+    @cached_property
     def cost(self) -> float:
         """Guess the seconds it takes, by its FLOPs."""
         recipe = recipes.find(self.preset)
@@ -91,10 +93,22 @@ class Config:
     out: Path = Path("runs/mingpt-shakespeare")
     """Folder of the runs, of shakespeare.json and shakespeare.md."""
 
+    def __post_init__(self) -> None:
+        for name, least in (("seeds", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        for preset in self.names:
+            recipes.find(preset)
+
+    @property
+    def names(self) -> list[str]:
+        """The presets to train."""
+        return [name.strip() for name in self.presets.split(",") if name.strip()]
+
 
 def main(config: Config) -> None:
     """Train what has not been trained yet, and tabulate everything."""
-    names = [name.strip() for name in config.presets.split(",")]
+    names = config.names
     jobs = [
         Job(name, seed, config.out / f"{name}-{seed}")
         for name in names
@@ -115,6 +129,12 @@ def write(names: Sequence[str], jobs: Sequence[Job], out: Path) -> None:
         if not own:
             continue
         results = [read_json(job.folder / RESULT) for job in own]
+        for job, result in zip(own, results, strict=True):
+            if result["steps"] != job.steps:
+                raise ArtefactError(
+                    f"{job.folder} is of another recipe: {result['steps']} steps, not {job.steps}; "
+                    "take another --out"
+                )
         nats = Estimate.of([result["val_loss"] for result in results])
         cpu = Estimate.of([result["cpu_seconds"] for result in results])
         found.append(
@@ -125,7 +145,7 @@ def write(names: Sequence[str], jobs: Sequence[Job], out: Path) -> None:
                 "seconds": [result["seconds"] for result in results],
                 "parameters": results[0]["parameters"],
                 "steps": results[0]["steps"],
-                "commit": results[0]["commit"],
+                "commits": sorted({result["commit"] for result in results}),
                 "data": results[0]["data"],
             }
         )

@@ -19,7 +19,12 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 MIXES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "paper": {"norm_place": "post", "activation": "relu", "positions": "sinusoidal"},
+    "paper": {
+        "norm_place": "post",
+        "activation": "relu",
+        "positions": "sinusoidal",
+        "scaled": True,
+    },
     "modern": MODERN,
     "modern, post": {**MODERN, "norm_place": "post", "norm": "layer", "bias": True},
     "odd": {"d_k": 4, "n_hidden": 7, "positions": "rotary", "conv": 1, "softcap": 3.0},
@@ -90,7 +95,11 @@ def test_it_is_torchs_transformer(
 ) -> None:
     """An nn.TransformerEncoder under a causal mask, with the weights copied in."""
     model = small(
-        norm_place=place, activation=activation, positions=positions, attention=attention
+        norm_place=place,
+        activation=activation,
+        positions=positions,
+        attention=attention,
+        scaled=positions == "sinusoidal",
     ).eval()
     layer = nn.TransformerEncoderLayer(
         C, H, 4 * C, 0.0, activation, batch_first=True, norm_first=place == "pre"
@@ -104,7 +113,7 @@ def test_it_is_torchs_transformer(
         x = model.wte[idx] + dict(model.named_parameters())["wpe.places.wpe"]
     else:
         angle = places / 10000 ** (torch.arange(0, C, 2) / C)
-        x = model.wte[idx] / 0.02 + torch.stack((angle.sin(), angle.cos()), -1).flatten(1)
+        x = model.wte[idx] * math.sqrt(C) + torch.stack((angle.sin(), angle.cos()), -1).flatten(1)
     mask = torch.full((T, T), -math.inf).triu(1)
     x = encoder(x, mask=mask, is_causal=True)
     if model.norm is not None:

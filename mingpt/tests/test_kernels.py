@@ -92,13 +92,16 @@ def test_a_kernel_leaves_its_inputs_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_kernel_works_in_half_precision(name: str) -> None:
-    """Value and gradient in bfloat16 are those of double precision, to its three digits."""
+    """Value and gradient in bfloat16 are those of double precision, to its three digits.
+
+    Angles and taps stay in float32, as under autocast.
+    """
     kernel, plain, make = CASES[name]
-    inputs = tuple(each.bfloat16() for each in make())
+    first, *others = make()
+    inputs = (first.bfloat16(), *(each.float() for each in others))
     exact = tuple(each.double() for each in inputs)
     weight = torch.ones_like(plain(*exact))
     expected = graded(plain, exact, weight)
-    # Angles and taps stay in float32, as under autocast.
     for got, right in zip(graded(kernel, inputs, weight), expected, strict=True):
         torch.testing.assert_close(got.double(), right, atol=0.1, rtol=0.03)
 

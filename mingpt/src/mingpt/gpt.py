@@ -6,7 +6,8 @@ came later is an option each, off unless asked for; `recipes.py` says what each 
     positions="rotary"   turn queries and keys by their place (Su et al., 2021)
     norm="plain"         layer norm without gain and bias (Xu et al., 2019)
     norm_place="pre"     normalise what a sub-layer reads (Xiong et al., 2020)
-    qk_norm              normalise queries and keys, head by head (Henry et al., 2020)
+    qk_norm              normalise queries and keys, head by head (Henry et al., 2020; here by layer
+                         norm without gain, and sqrt(d_k) stays)
     activation="relu2"   squared ReLU, and
     conv                 a short causal convolution of each channel (both So et al., 2021, "Primer";
                          there after the projections, here before each sub-layer)
@@ -58,6 +59,8 @@ class GPTConfig:
     """Share of numbers zeroed in training: of embeddings, and of what sub-layers return."""
     positions: Positions = "learned"
     """How the model knows places: learned or sinusoidal vectors, rotary, or none."""
+    scaled: bool = False
+    """Multiply embeddings by sqrt(n_embd), as the paper does (sec. 3.4)."""
     norm: NormKind = "layer"
     """Layer norm with gain and bias (layer), or without them (plain)."""
     norm_place: NormPlace = "pre"
@@ -91,8 +94,8 @@ class GPTConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("d_k", "n_hidden", "conv", "softcap", "init_std"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and finite")
         if self.n_embd % self.n_head:
             low = max(self.n_embd // self.n_head, 1) * self.n_head
             raise ValueError(
@@ -140,7 +143,7 @@ class Linear(layers.Linear):
 
     def __init__(self, n_in: int, n_out: int, config: GPTConfig) -> None:
         super().__init__(n_in, n_out, config.bias)
-        # 0.85 sqrt(C) inputs of variance 1 give outputs of variance 0.7; Muon then moves them.
+        # 0.85 / sqrt(inputs): from inputs of variance 1 outputs of variance 0.7.
         nn.init.normal_(self.weight, std=config.init_std or 0.85 / math.sqrt(n_in))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -174,6 +177,7 @@ class Conv(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        # By its name it is AdamW's: its rows are taps, not directions (shared.optim, TOKEN_PARTS).
         self.conv_embed = nn.Parameter(torch.zeros(config.conv, config.n_embd))
         nn.init.ones_(self.conv_embed[0])
 
@@ -188,9 +192,9 @@ class Conv(nn.Module):
 class Rotary(nn.Module):
     """Turn queries and keys by angles that grow with their place (Su et al., 2021).
 
-    The product of a query and a key then depends on their distance and not on their places. Half
-    of a head's numbers turn, at speeds from 1 down to 1 / `ROTARY_BASE` radians a character; the
-    other half knows no place.
+    The product of a query and a key then depends on their distance and not on their places. Unlike
+    in the paper only half of a head's numbers turn, at speeds from 1 down to 1 / `ROTARY_BASE`
+    radians a character; by the other half content is found wherever it is.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -295,13 +299,17 @@ class Writer(Linear):
     """The last matrix of a sub-layer: what it returns is added to the residual stream.
 
     2 L of these add up. Begun with a deviation smaller by sqrt(2 L), the sum does not grow with
-    depth (Radford et al., 2019, sec. 2.3); begun at zero, every block starts as the identity.
+    depth (Radford et al., 2019, sec. 2.3); begun at zero, every block starts as the identity. The
+    paper's post-norm needs neither, as it normalises each sum.
     """
 
     def __init__(self, n_in: int, n_out: int, config: GPTConfig) -> None:
         super().__init__(n_in, n_out, config)
         with torch.no_grad():
-            self.weight.mul_(0.0 if config.zero_init else 1 / math.sqrt(2 * config.n_layer))
+            if config.zero_init:
+                self.weight.zero_()
+            elif config.norm_place == "pre":
+                self.weight.mul_(1 / math.sqrt(2 * config.n_layer))
 
 
 class Block(nn.Module):
@@ -489,24 +497,21 @@ class GPT(nn.Module):
 
 
 class Positional(nn.Module):
-    """Add to each embedding a vector for its place (sec. 3.5), where the options ask for one."""
+    """Scale embeddings (sec. 3.4) and add a vector for each place (sec. 3.5), where asked to."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config, T, C = config, config.block_size, config.n_embd
         self.places: nn.Module | None = None
-        self.scale = 1.0
+        # So that a table begun small, as it scores characters too, is as large as the sines.
+        self.scale = math.sqrt(C) if config.scaled else 1.0
         if config.positions == "sinusoidal":
             self.places = layers.SinusoidalPositions(T, C)
-            # The sines are of size 1: let the embeddings be, however small they began (sec. 3.4).
-            self.scale = 1 / config.init_std if config.init_std else 1.0
         elif config.positions == "learned":
             self.places = layers.LearnedPositions(T, C)
             nn.init.normal_(self.places.wpe, std=config.init_std or 0.02)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """Map embeddings (B, T, C), whose first is at place `start`, to the same."""
-        if self.places is None:
-            return x
-        out: Tensor = x * self.scale + self.places(x.size(1), start)
-        return out
+        x = x * self.scale if self.scale != 1.0 else x
+        return x if self.places is None else x + self.places(x.size(1), start)

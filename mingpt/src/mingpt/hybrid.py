@@ -8,9 +8,9 @@ context of each length was seen, projected and added to the embeddings. f is the
 head; the g_k, learned sums of x, say how far to trust each length here. At the start g_n = 1, the
 others are 0, and so is f with `zero_init` and an untied head, as the presets have it: training
 begins at the n-gram model's loss, and all that is learned is what counting misses. It is a product
-of experts (Hinton, 2002), all but one of them counted, in a second. The counts that a place is
-trained with leave out its own tenth of the text (`ngram.held_out_hints`), or the transformer would
-learn to trust them too much.
+of experts (Hinton, 2002), all but one of them counted. The counts that a place is trained with
+leave out its own tenth of the text (`ngram.held_out_hints`: ten counts and a look-up of every
+place), or the transformer would learn to trust them too much.
 
 In training and evaluation the hints read on across windows: they know the n - 1 characters before a
 place also where the window has just begun. The transformer never does.
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from mingpt.data import Text, Windows
 from mingpt.gpt import GPT, GPTConfig, KVCache
-from mingpt.ngram import NGram, NGramConfig, held_out_hints
+from mingpt.ngram import NGram, NGramConfig, held_out_hints, hint_width
 from shared.sampler import IntArray
 
 HintedBatch = tuple[Tensor, Tensor, Tensor]
@@ -78,7 +78,9 @@ class Hybrid(nn.Module):
         self.ngram = NGram(NGramConfig(vocab_size=config.vocab_size, n=config.n))
         self.gpt = GPT(config)
         C, M = config.n_embd, config.lengths
-        self.hint_embed = nn.Parameter(torch.randn(C, M * config.vocab_size + config.n) * 0.1)
+        width = hint_width(config.n, config.vocab_size, config.shortest)
+        # By their names they are AdamW's, as all that reads or writes characters (shared.optim).
+        self.hint_embed = nn.Parameter(torch.randn(C, width) * 0.1)
         self.trust_head = nn.Parameter(torch.zeros(M, C))
 
     def fit(self, ids: IntArray) -> None:
@@ -136,8 +138,9 @@ class Hybrid(nn.Module):
 
     def flops_per_character(self) -> float:
         """Count the FLOPs of a forward pass per character, the context full."""
-        width = self.config.lengths * self.vocab_size
-        hint = 2 * self.config.n_embd * (width + self.config.n + self.config.lengths) + 2 * width
+        c = self.config
+        width = hint_width(c.n, c.vocab_size, c.shortest)
+        hint = 2 * c.n_embd * (width + c.lengths) + 2 * c.lengths * c.vocab_size
         return self.gpt.flops_per_character() + self.ngram.flops_per_character() + hint
 
 

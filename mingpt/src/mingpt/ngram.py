@@ -31,11 +31,13 @@ import torch
 from torch import Tensor, nn
 
 from mingpt.layers import cross_entropy
+from shared.errors import ResourceError
 from shared.sampler import IntArray
 
 Floats = npt.NDArray[np.float32]
 USUAL_DISCOUNTS = (0.5, 1.0, 1.5)  # where counts are too few to estimate them; KenLM's choice
-LEAST_FREED = 0.01  # of a context's counts, for the shorter one
+LEAST_FREED = 0.01  # counts; a context that frees less takes the usual discounts
+MOST_BYTES = 4 << 30  # of hints of a text to train on
 PLACES_AT_ONCE = 1 << 15  # 8 MB of probabilities: what fits the caches
 
 
@@ -155,11 +157,23 @@ def hints(
     shortest = n if shortest is None else shortest
 
     def look_up(part: IntArray) -> Floats:
-        steps = [(p.copy(), seen) for p, seen in _look_up(levels, part, vocab_size)]
-        log_probs = [np.log(p) for p, _ in steps[: shortest - 2 if shortest > 1 else None : -1]]
-        return np.concatenate((*log_probs, np.log1p(np.stack([n for _, n in steps], 1))), axis=1)
+        log_probs, counts = [], []
+        for length, (p, seen) in enumerate(_look_up(levels, part, vocab_size), start=1):
+            counts.append(np.log1p(seen)[:, None])
+            if length >= shortest:
+                log_probs.append(np.log(p))
+        return np.concatenate((*reversed(log_probs), *counts), axis=1)
 
-    return _in_parts(levels, ids, look_up, (n - shortest + 1) * vocab_size + n)
+    return _in_parts(levels, ids, look_up, hint_width(n, vocab_size, shortest))
+
+
+def hint_width(n: int, vocab_size: int, shortest: int) -> int:
+    """Count the hints of a place: log p by each length of n-gram, and how often contexts were seen.
+
+    >>> hint_width(9, 65, 3)
+    464
+    """
+    return (n - shortest + 1) * vocab_size + n
 
 
 def _in_parts(
@@ -209,22 +223,30 @@ def held_out_hints(
     The text is cut into `folds` pieces, and each is looked up in the counts of all others. What
     a model has counted it predicts too well: a network that is to correct the counts would learn
     to trust them more than a new text allows (Wolpert, "Stacked Generalization", 1992).
+
+    Raises ResourceError for more than `MOST_BYTES` of hints.
     """
+    width = hint_width(n, vocab_size, n if shortest is None else shortest)
+    if len(ids) * width * 2 > MOST_BYTES:
+        raise ResourceError(
+            f"{width} hints for each of {len(ids):,} characters take "
+            f"{len(ids) * width * 2 / 2**30:.1f} GiB, and {MOST_BYTES / 2**30:.0f} are allowed; "
+            "take a shorter text, a smaller --n or a larger --shortest"
+        )
+    found = np.empty((len(ids), width), np.float16)  # there are hundreds for each character
     cuts = np.linspace(0, len(ids), folds + 1).astype(int)
-    parts = []
     for start, end in pairwise(cuts):
         levels = count(np.concatenate((ids[end:], ids[:start])), n, vocab_size)
         before = min(start, n - 1)
-        found = hints(levels, ids[start - before : end], vocab_size, shortest)
-        parts.append(found[before:].astype(np.float16))  # there are hundreds for each character
-    return np.concatenate(parts)
+        found[start:end] = hints(levels, ids[start - before : end], vocab_size, shortest)[before:]
+    return found
 
 
 class NGram(nn.Module):
     """An n-gram model with modified Kneser-Ney smoothing; `fit` counts it.
 
     What it knows is the text it was counted on: the one buffer, of which the levels are a view
-    that is counted again (in a second or less) when a checkpoint is loaded.
+    that is counted again (Shakespeare's in a second) when a checkpoint is loaded.
     """
 
     def __init__(self, config: NGramConfig) -> None:
@@ -284,7 +306,7 @@ class NGram(nn.Module):
         """Take a text of any length, and count it."""
         text = state_dict.get(f"{prefix}text")
         if text is not None:
-            if text.ndim != 1 or text.dtype.is_floating_point:
+            if text.ndim != 1 or text.dtype not in (torch.int32, torch.int64):
                 raise ValueError(
                     "the text that an n-gram model was counted on must be a row of ids"
                 )

@@ -40,9 +40,9 @@ MUON: dict[str, Any] = {
     "batch_size": 4,
     "grad_clip": 0.0,
 }
-# A model of three times the weights, and dropout, as it reads the text six times.
+# A model of three times the weights, and dropout, as it reads the text four times.
 LARGE: dict[str, Any] = {**MODERN, "n_layer": 6, "n_head": 3, "n_embd": 192, "dropout": 0.1}
-LONG: dict[str, Any] = {**MUON, "batch_size": 8, "max_steps": 2800, "eval_every": 700}
+LONG: dict[str, Any] = {**MUON, "batch_size": 8, "max_steps": 2000, "eval_every": 500}
 # nanoGPT, config/train_shakespeare_char.py with the README's changes for a CPU.
 NANOGPT = TrainerConfig(
     max_steps=2000,
@@ -76,9 +76,6 @@ RECIPES: dict[str, Recipe] = {
         TrainerConfig(max_steps=3200, eval_every=800, **MUON),
         "the same for five CPU minutes, which two cores have in three",
     ),
-    "default-20min": Recipe(
-        GPTConfig(**LARGE), TrainerConfig(**LONG), "a larger transformer, for 20 CPU minutes"
-    ),
     "hybrid": Recipe(
         HybridConfig(**MODERN),
         TrainerConfig(max_steps=1400, eval_every=350, **MUON),
@@ -89,8 +86,8 @@ RECIPES: dict[str, Recipe] = {
         TrainerConfig(max_steps=2900, eval_every=725, **MUON),
         "the same for five CPU minutes",
     ),
-    "hybrid-20min": Recipe(
-        HybridConfig(**LARGE), TrainerConfig(**LONG), "a larger hybrid, for 20 CPU minutes"
+    "hybrid-15min": Recipe(
+        HybridConfig(**LARGE), TrainerConfig(**LONG), "a larger hybrid, for 15 CPU minutes"
     ),
     "nanogpt": Recipe(
         GPTConfig(block_size=64, n_head=4, bias=False),
