@@ -86,8 +86,8 @@ RECIPES: dict[str, Recipe] = {
         TrainerConfig(max_steps=2900, eval_every=725, **MUON),
         "the same for five CPU minutes",
     ),
-    "hybrid-15min": Recipe(
-        HybridConfig(**LARGE), TrainerConfig(**LONG), "a larger hybrid, for 15 CPU minutes"
+    "hybrid-20min": Recipe(
+        HybridConfig(**LARGE), TrainerConfig(**LONG), "a larger hybrid, for 20 CPU minutes"
     ),
     "nanogpt": Recipe(
         GPTConfig(block_size=64, n_head=4, bias=False),
