@@ -66,6 +66,24 @@ def test_the_learned_bigram_has_to_land_at_the_counted_one() -> None:
         assert short([counted, row("bigram", off)]) == {"bigram": ("counted-bigram",)}
 
 
+def test_a_tie_is_with_its_own_rung_alone() -> None:
+    """Where the counted bigram was left out, the learned one has to beat the unigram."""
+    unigram = row("unigram", 3.3)
+    assert short([unigram, row("bigram", 2.5)]) == {}
+    assert judge([unigram, row("bigram", 2.5)])[1].tied == ""
+    assert short([unigram, row("bigram", 3.301)]) == {"bigram": ("unigram",)}
+
+
+def test_layer_norm_may_tie_and_may_win() -> None:
+    """By up to 0.02 nats it may be worse than the blocks without; any better is welcome."""
+    blocks = row("blocks", 1.75)
+    for val, tied in ((1.7, ""), (1.735, "blocks"), (1.765, "blocks")):
+        judged = judge([blocks, row("layer-norm", val)])[1]
+        assert (judged.beaten, judged.tied) == (True, tied)
+    assert short([blocks, row("layer-norm", 1.771)]) == {"layer-norm": ("blocks",)}
+    assert short([row("residual", 1.75), row("layer-norm", 1.755)]) == {"layer-norm": ("residual",)}
+
+
 def test_a_failing_rung_is_told_with_both_numbers_and_code_6() -> None:
     """The message names the rung, the ones below it and all losses."""
     rows = judge([row("bigram", 2.5), row("mlp", 1.8), row("transformer", 2.6)])
@@ -91,23 +109,26 @@ def example_rows() -> list[Row]:
 
 
 def test_the_markdown_says_what_each_rung_added() -> None:
-    """Full numbers, the seed's beside them, ties and failures in words, then the ideas."""
+    """Full numbers, an earlier project's beside them, ties and failures in words, the ideas."""
     text = markdown(example_rows())
-    table, ideas = text.split("\n\n")
+    table, caption, ideas = text.split("\n\n")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     ties, fails = "bigram (ties with counted-bigram)", "many-heads (short of one-head)"
     assert cells[2:] == [
         ["counted-bigram", "4,225 counts", "0", "0.0", "2.4958", "2.4958", ""],
-        [ties, "4,225", "0", "4.1", "2.4967", "2.4967", "2.72 (Adam 2.56)"],
+        [ties, "4,225", "0", "4.1", "2.4967", "2.4967", "2.72, with Adam 2.56"],
         [fails, "55,937", "110,592", "31", *["2.3000 ± 0.0123"] * 2, ""],
     ]
+    assert "earlier project" in table.splitlines()[0]
+    assert caption.startswith("Earlier project: what ")
     assert f"- **many-heads**: {find('many-heads').adds}" in ideas.splitlines()
 
 
 def test_the_terminal_table_fits_eighty_columns() -> None:
     """Names and losses are whole there, counts starred, a failing rung marked."""
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(terminal_table(example_rows(), "nats per character"))
+    rows = [*example_rows(), row("feed-forward", 1.9, nats={p: Estimate(1.9, 0.1) for p in PARTS})]
+    console.print(terminal_table(rows, "nats per character"))
     shown = console.export_text()
     for part in (
         "counted-bigram ",
@@ -116,6 +137,8 @@ def test_the_terminal_table_fits_eighty_columns() -> None:
         "many-heads ✗",
         "2.3000 ± 0.0123",
         "2.72",
+        "2.17 (1 min)",
+        "Earlier project: what ",
     ):
         assert part in shown
     assert "…" not in shown
@@ -187,6 +210,7 @@ def test_jobs_are_the_product_of_rungs_and_seeds(tmp_path: Path) -> None:
     ]
     assert len({job.folder for job in jobs}) == 4
     assert {job.data for job in jobs} == {config.data}
+    assert [job.cost for job in jobs] == [find(job.rung.name).cost() for job in jobs]
     none = np.zeros(0, dtype=np.int64)
     default = Text("shakespeare", "", Vocabulary("a"), none, none)
     everything = LadderConfig(seeds=1).jobs(tmp_path, default)
@@ -301,12 +325,26 @@ def test_a_ladder_that_was_cut_short_goes_on(
     told = json.loads((out / "ladder.json").read_text())
     assert [each["name"] for each in told["rows"]] == ["unigram", "bigram"]
     assert told["judged"] is False
-    assert "mingpt.climb --rung bigram --seed 0" in (out / "ladder.md").read_text()
+    page = (out / "ladder.md").read_text()
+    assert "mingpt.climb --rung bigram --seed 0 --max-steps 8 --data text.txt\n" in page
+    # A folder of this machine is of no use to others.
+    assert "python -m mingpt.ladder --seeds 1 --rungs unigram,bigram" in told["command"]
+    assert str(tmp_path) not in page + json.dumps(told)
     assert "**bigram**\n" in (out / "samples.md").read_text()
     assert (out / "ladder.png").exists()
 
     settings = json.loads((out / "config.json").read_text())
     settings["how"]["bigram"]["trainer"]["learning_rate"] = 7.0
+    settings["how"]["layer-norm"]["model"]["n_layer"] = 9
     (out / "config.json").write_text(json.dumps(settings))
     assert ladder("--resume", "--out", out) == 4
-    assert "how.bigram.trainer.learning_rate: 7.0 ->" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "how.bigram.trainer.learning_rate: 7.0 ->" in error
+    assert "how.layer-norm.model.n_layer: 9 -> 3" in error
+
+    settings["rungs"] = "gone"
+    (out / "config.json").write_text(json.dumps(settings))
+    assert ladder("--resume", "--out", out) == 4
+    error = capfd.readouterr().err
+    assert "config.json is not that of a run of mingpt.ladder (no rung 'gone'" in error
+    assert error.count("layer-norm") == 1

@@ -1,6 +1,8 @@
 """The rungs: that each is a language model that never looks ahead, and adds what it says."""
 
 import math
+from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -8,15 +10,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mingpt.layers import causal_mask
 from mingpt.model import IGNORED, LanguageModel, count_parameters
 from mingpt.rungs import (
+    BLOCK_SIZE,
+    BUDGET_SECONDS,
     MLP,
+    N_EMBD,
+    N_LAYER,
     RUNGS,
     Bigram,
     Blocks,
     Counted,
-    Heads,
-    HeadsFeedForward,
     Uniform,
     find,
 )
@@ -26,6 +31,7 @@ from shared.profiling import measure_flops
 V = 11
 IDS = np.random.default_rng(0).integers(0, V, 400)
 NAMES = [rung.name for rung in RUNGS]
+PLAIN = ("one-head", "many-heads", "feed-forward", "residual", "blocks", "layer-norm")
 
 
 def made(name: str) -> Any:
@@ -103,7 +109,7 @@ def test_the_learned_bigram_lands_where_counting_does() -> None:
 
 def test_the_mlp_reads_its_window_and_no_more() -> None:
     """With a window of 4, the output depends on the last four characters."""
-    model, idx = MLP(V, window=4, n_embd=3, n_hidden=8, n_layer=2), torch.randint(V, (1, 8))
+    model, idx = MLP(V, window=4, n_embd=3, n_hidden=8), torch.randint(V, (1, 8))
 
     def last(place: int) -> torch.Tensor:
         changed = idx.clone()
@@ -119,7 +125,7 @@ def test_the_mlp_reads_its_window_and_no_more() -> None:
 
 def test_before_the_text_the_mlp_reads_blanks() -> None:
     """The blank has a vector of its own; it counts while the window reaches over the start."""
-    model, idx = MLP(V, window=4, n_embd=3, n_hidden=8, n_layer=1), torch.randint(V, (1, 6))
+    model, idx = MLP(V, window=4, n_embd=3, n_hidden=8), torch.randint(V, (1, 6))
     before = model(idx)[0].detach()
     model.wte.weight.data[V] += 1
     changed = (model(idx)[0].detach() != before).any(dim=1)
@@ -127,25 +133,57 @@ def test_before_the_text_the_mlp_reads_blanks() -> None:
 
 
 def test_neighbours_on_the_ladder_differ_by_what_the_name_says() -> None:
-    """Many heads cost no parameter; feed-forward, blocks and norms cost those of their layers."""
-    C, n = 12, 3
-    sizes: dict[str, Any] = {"block_size": 8, "n_embd": C}
-    one, many = Heads(V, 1, **sizes), Heads(V, 3, **sizes)
-    forward = HeadsFeedForward(V, 3, **sizes)
-    residual = Blocks(V, norm=False, n_head=3, n_layer=n, **sizes)
-    normed = Blocks(V, norm=True, n_head=3, n_layer=n, **sizes)
-    counts = [count_parameters(model) for model in (one, many, forward, residual, normed)]
+    """Many heads and residual connections cost no parameter; layers cost their own."""
+    C, n = N_EMBD, N_LAYER
+    one, many, forward, residual, blocks, normed = (count_parameters(made(each)) for each in PLAIN)
     attention, hidden = 4 * (C * C + C), 2 * 4 * C * C + 5 * C
-    rest = counts[0] - attention
-    assert counts[1] == counts[0]
-    assert counts[2] == rest + attention + hidden
-    assert counts[3] == rest + n * (attention + hidden)
-    assert counts[4] == counts[3] + (2 * n + 1) * 2 * C
+    assert many == one
+    assert forward == many + hidden
+    assert residual == forward
+    assert blocks == residual + (n - 1) * (attention + hidden)
+    assert normed == blocks + (2 * n + 1) * 2 * C
+
+
+def test_without_its_connections_the_residual_rung_is_the_one_below() -> None:
+    """With the same weights, attention and feed-forward chained give feed-forward's logits."""
+    below, model = made("feed-forward"), made("residual")
+    block, idx = model.blocks[0], torch.randint(V, (2, 9))
+    weights = below.state_dict()
+    model.load_state_dict(
+        {name: weights[name.removeprefix("blocks.0.")] for name in model.state_dict()}
+    )
+    mask = causal_mask(9, 9)
+    read = block.attention(model.stem(idx), mask=mask)
+    torch.testing.assert_close(model.head(block.feed_forward(read)), below(idx))
+    assert not torch.allclose(model(idx), below(idx))
+
+
+def test_the_plain_rungs_on_attention_are_trained_alike() -> None:
+    """The same settings, sizes and, by the guess of `cost`, time: only the updates differ."""
+    trainers = []
+    for name in PLAIN:
+        rung = find(name)
+        assert rung.trainer is not None
+        trainers.append(replace(rung.trainer, max_steps=1))
+        assert rung.trainer.precision == "fp32"
+        assert rung.cost() - find("ngram").cost() == pytest.approx(BUDGET_SECONDS, rel=0.1)
+        sizes = (rung.settings["block_size"], rung.settings["n_embd"])
+        assert sizes == (BLOCK_SIZE, N_EMBD)
+    assert trainers == trainers[:1] * len(PLAIN)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_that_shapes_a_rung_is_in_its_settings(name: str) -> None:
+    """No parameter of what builds it has a default: a change of a size is seen on --resume."""
+    rung = find(name)
+    if name not in ("bigram", "transformer"):  # neither has a size of its own
+        wanted = [each for each in signature(rung.build).parameters if each != "vocab_size"]
+        assert set(rung.settings) == set(wanted)
 
 
 def test_a_block_adds_to_what_it_reads() -> None:
     """With the last layer of each part at zero, what is written is what was read."""
-    model = Blocks(V, norm=True, n_head=2, n_layer=1, block_size=8, n_embd=8)
+    model = Blocks(V, norm=True, n_layer=1, n_head=2, block_size=8, n_embd=8)
     block: Any = model.blocks[0]
     for last in (block.attention.w_o, block.feed_forward.w_2):
         torch.nn.init.zeros_(last.weight)
@@ -170,6 +208,8 @@ def test_the_ladder_is_in_order() -> None:
         assert set(rung.after) <= set(NAMES[:number])
         assert bool(rung.after) == (number > 0)
         assert rung.adds.endswith(".")
+        assert bool(rung.tie) == bool(rung.tie_with)
+        assert not rung.tie_with or rung.tie_with in rung.after
         assert (rung.trainer is None) == (rung.chain == "counted")
 
 
@@ -185,6 +225,9 @@ def test_steps_and_cost_follow_the_cap() -> None:
 
 
 def test_a_rung_that_is_not_there_is_told_with_the_nearest() -> None:
-    """A typing error is answered with the name meant."""
-    with pytest.raises(UsageError, match="no rung 'one-haed'; did you mean one-head"):
+    """A typing error is answered with the name meant; else all are told, once."""
+    with pytest.raises(UsageError, match=r"no rung 'one-haed'; did you mean one-head\?$"):
         find("one-haed")
+    with pytest.raises(UsageError, match=r"no rung 'xyz'; there are uniform, ") as caught:
+        find("xyz")
+    assert str(caught.value).count("layer-norm") == 1

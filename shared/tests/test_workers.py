@@ -12,7 +12,15 @@ import pytest
 
 from shared import cli
 from shared.errors import Failure, Interrupted
-from shared.workers import Board, Running, refuse_failed, training_progress, work_off
+from shared.workers import (
+    Board,
+    Running,
+    make_clocks,
+    refuse_failed,
+    told_clocks,
+    training_progress,
+    work_off,
+)
 
 
 @dataclass
@@ -117,6 +125,19 @@ def test_the_time_left_follows_the_speed_so_far(tmp_path: Path) -> None:
     left = board.seconds_left([running], [0.5], [tasks[1]])
     assert left == pytest.approx(40, rel=0.05)  # the one that waits takes longer than half of all
     assert board.seconds_left([running], [0.0], [tasks[1]]) == 0
+
+
+def test_the_times_of_many_runs_are_told() -> None:
+    """The command's own and those of all training, also of what was done before."""
+    clocks = make_clocks(time.monotonic() - 5000, [1000.0, 234.56], kept=2)
+    assert clocks["seconds"] == pytest.approx(5000, abs=9)
+    assert 0 < clocks["cpu_seconds"] == round(clocks["cpu_seconds"], 1)
+    assert (clocks["training_cpu_seconds"], clocks["jobs_of_before"]) == (1234.6, 2)
+    assert told_clocks({**clocks, "seconds": 5000.2, "cpu_seconds": 7.1}) == {
+        "this command": "5,000 s, 7 CPU s (2 jobs were done before)",
+        "all training": "1,235 CPU s",
+    }
+    assert "before" not in told_clocks({**clocks, "jobs_of_before": 0})["this command"]
 
 
 def test_progress_is_that_of_the_runs_last_records(tmp_path: Path) -> None:

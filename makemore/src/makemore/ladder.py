@@ -25,9 +25,8 @@ from shared import cli, files
 from shared.datasets import Dataset
 from shared.errors import ArtefactError, NumericalError, UsageError
 from shared.parallel import usable_cores
-from shared.profiling import cpu_seconds
 from shared.runs import Run, command, saved_config, shown_data
-from shared.workers import Failed, refuse_failed, work_off
+from shared.workers import Failed, make_clocks, refuse_failed, told_clocks, work_off
 
 PACKAGE = "makemore-ladder"
 CHOICES = tuple(rung.name for rung in RUNGS if rung.chain != "mixtures")
@@ -149,12 +148,8 @@ def climb(config: LadderConfig, dataset: Dataset, items: Sequence[str], run: Run
     remedy = f"; continue with --resume --out {run.folder}"
     failed = work_off(open_jobs, config.workers or usable_cores(), remedy)
     ladder = Ladder.of(config, items, [Result.of(job) for job in jobs if job.done])
-    clocks = {
-        "seconds": round(time.monotonic() - started, 1),
-        "cpu_seconds": round(cpu_seconds(), 1),
-        "training_cpu_seconds": round(sum(each.cpu_seconds for each in ladder.results), 1),
-        "jobs_of_before": len(jobs) - len(open_jobs),
-    }
+    training = [each.cpu_seconds for each in ladder.results]
+    clocks = make_clocks(started, training, kept=len(jobs) - len(open_jobs))
     ladder.write(run, dataset, clocks)
     ladder.show(console)
     cli.print_settings(console, "", told_clocks(clocks) | {"chart": run.folder / "ladder.png"})
@@ -278,15 +273,6 @@ class Ladder:
             for each in self.results
             if each.job.split == self.results[0].job.split and each.job.seed == 0
         ]
-
-
-def told_clocks(clocks: Mapping[str, float]) -> dict[str, str]:
-    """Put the times into words."""
-    kept = f" ({clocks['jobs_of_before']} jobs were done before)" * bool(clocks["jobs_of_before"])
-    return {
-        "this command": f"{clocks['seconds']:,.0f} s, {clocks['cpu_seconds']:,.0f} CPU s{kept}",
-        "all training": f"{clocks['training_cpu_seconds']:,.0f} CPU s",
-    }
 
 
 def complain(failed: Sequence[Failed], rows: Sequence[Row], jobs: int, remedy: str) -> None:

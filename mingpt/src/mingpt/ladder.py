@@ -11,7 +11,7 @@ each idea pays, and numbers that break it are a numerical failure, not the user'
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from mingpt.data import DEFAULT_DATA, Text, check_length, find_data, load_text
 from mingpt.report import PARTS, Part, Row, draw, judge, markdown, terminal_table
 from mingpt.rungs import BLOCK_SIZE, RUNGS, Rung, find
 from shared import cli, files
-from shared.errors import ArtefactError, NumericalError
+from shared.errors import ArtefactError, NumericalError, UsageError
 from shared.estimates import Estimate
 from shared.files import read_json
 from shared.parallel import usable_cores
-from shared.profiling import cpu_seconds
-from shared.runs import RESULT, Run, command, saved_config, shown_data
-from shared.workers import refuse_failed, training_progress, work_off
+from shared.runs import RESULT, Run, saved_config, shown_data
+from shared.workers import make_clocks, refuse_failed, training_progress, work_off
+from shared.workers import told_clocks as told_clocks  # also for mingpt.ablate
 
 PACKAGE = "mingpt-ladder"
 # Another ladder on the same numbers: more rungs, more seeds, the same file at another place.
@@ -45,6 +45,8 @@ class Job:
     """The run folder."""
     data: str = ""
     max_steps: int | None = None
+    cost: float = 1.0
+    """A guess of the seconds it takes."""
 
     @property
     def name(self) -> str:
@@ -55,11 +57,6 @@ class Job:
     def log(self) -> Path:
         """What its command prints; beside the run folder, which has to be empty at the start."""
         return self.folder.with_name(f"{self.folder.name}.log")
-
-    @property
-    def cost(self) -> float:
-        """Guess the seconds it takes."""
-        return self.rung.cost(self.max_steps)
 
     @property
     def steps(self) -> int:
@@ -78,6 +75,10 @@ class Job:
             words += ["--seed", str(self.seed)]
             words += ["--max-steps", str(self.max_steps)] if self.max_steps else []
         return words + (["--data", self.data] if self.data else [])
+
+    def command(self) -> str:
+        """Return the command of `words`, for a file that others will read."""
+        return f"python -m {shlex.join(replace(self, data=shown_data(self.data)).words())}"
 
     def commands(self) -> list[list[str]]:
         """Train and measure; what was begun is continued."""
@@ -176,16 +177,24 @@ class LadderConfig:
         """Return the jobs of all rungs and seeds, in the order of the table."""
         # That the default can't be had need not be found out again by every job.
         data = self.data or ("" if text.name == DEFAULT_DATA else text.name)
-        return [
-            Job(rung, seed, folder / "jobs" / f"{rung.name}-{seed}", data, self.max_steps)
-            for rung in RUNGS
-            if rung.name in self.names
-            for seed in range(self.seeds if rung.trainer else 1)
-        ]
+        jobs = []
+        for rung in [rung for rung in RUNGS if rung.name in self.names]:
+            cost = rung.cost(self.max_steps)
+            for seed in range(self.seeds if rung.trainer else 1):
+                own = folder / "jobs" / f"{rung.name}-{seed}"
+                jobs.append(Job(rung, seed, own, data, self.max_steps, cost))
+        return jobs
+
+    def command(self) -> str:
+        """Return the command that repeats the ladder anywhere: without folders."""
+        words = ["python", "-m", "mingpt.ladder", "--seeds", str(self.seeds)]
+        words += ["--rungs", self.rungs] if self.rungs else []
+        words += ["--max-steps", str(self.max_steps)] if self.max_steps else []
+        return shlex.join(words + (["--data", shown_data(self.data)] if self.data else []))
 
 
 def main(config: LadderConfig) -> None:
-    """Train every rung with its tuned settings; write the table, the chart and the samples."""
+    """Train every rung with its settings; write the table, the chart and the samples."""
     text = load_text(find_data(config.data))
     check_length(text, BLOCK_SIZE)  # said before anything is spent
     with Run.open(
@@ -212,13 +221,9 @@ def climb(config: LadderConfig, text: Text, run: Run) -> None:
     remedy = f"; continue with --resume --out {run.folder}"
     failed = work_off(open_jobs, config.workers or usable_cores(), remedy)
     ladder = Ladder.of([Result.of(job) for job in jobs if job.done])
-    clocks = {
-        "seconds": round(time.monotonic() - started, 1),
-        "cpu_seconds": round(cpu_seconds(), 1),
-        "training_cpu_seconds": round(sum(each.cpu_seconds for each in ladder.results), 1),
-        "jobs_of_before": len(jobs) - len(open_jobs),
-    }
-    ladder.write(run, text, clocks)
+    training = [each.cpu_seconds for each in ladder.results]
+    clocks = make_clocks(started, training, kept=len(jobs) - len(open_jobs))
+    ladder.write(run, text, config.command(), clocks)
     ladder.show(console)
     cli.print_settings(console, "", told_clocks(clocks) | {"chart": run.folder / "ladder.png"})
     refuse_failed(failed, len(open_jobs), remedy)
@@ -271,11 +276,11 @@ class Ladder:
         if not self.judged:
             console.print("Not judged: with --max-steps the rungs are not fully trained.")
 
-    def write(self, run: Run, text: Text, clocks: Mapping[str, float]) -> None:
+    def write(self, run: Run, text: Text, command: str, clocks: Mapping[str, float]) -> None:
         """Write ladder.json, ladder.md, ladder.png and samples.md."""
         name = shown_data(text.name)
         content = {
-            "command": command(),
+            "command": command,
             "commit": run.commit,
             "data": {"name": name, "sha256": text.sha256},
             "judged": self.judged,
@@ -298,7 +303,7 @@ class Ladder:
 
     def markdown(self, clocks: Mapping[str, float]) -> str:
         """Return the table and what each rung added, the commands and what all of it took."""
-        lines = [f"python -m {shlex.join(each.job.words())}" for each in self.first()]
+        lines = [each.job.command() for each in self.first()]
         told = "".join(f"- {name}: {text}\n" for name, text in told_clocks(clocks).items())
         commands = "\n".join(["```", *lines, "```\n"])
         return f"Nats per character:\n\n{markdown(self.rows)}\n{commands}\n{told}"
@@ -335,15 +340,6 @@ def make_rows(results: Sequence[Result]) -> list[Row]:
     return rows
 
 
-def told_clocks(clocks: Mapping[str, float]) -> dict[str, str]:
-    """Put the times into words."""
-    kept = f" ({clocks['jobs_of_before']} jobs were done before)" * bool(clocks["jobs_of_before"])
-    return {
-        "this command": f"{clocks['seconds']:,.0f} s, {clocks['cpu_seconds']:,.0f} CPU s{kept}",
-        "all training": f"{clocks['training_cpu_seconds']:,.0f} CPU s",
-    }
-
-
 def complain(rows: Sequence[Row]) -> None:
     """Raise NumericalError where a rung does not beat one below it."""
     val = {row.name: row.nats["val"].mean for row in rows}
@@ -373,7 +369,7 @@ def row_json(row: Row) -> dict[str, Any]:
         "has_to_beat": row.rung.after,
         "short_of": row.short_of,
         "tied": row.tied,
-        "the_seeds_model": row.rung.reference,
+        "earlier_project": row.rung.reference,
     }
 
 
@@ -382,7 +378,7 @@ def job_json(result: Result) -> dict[str, Any]:
     return {
         "rung": result.job.rung.name,
         "seed": result.job.seed,
-        "command": f"python -m {shlex.join(result.job.words())}",
+        "command": result.job.command(),
         "cpu_seconds": result.cpu_seconds,
         "nats": dict(result.nats),
     }
@@ -397,7 +393,7 @@ def resumed(words: Sequence[str]) -> LadderConfig | None:
         return LadderConfig(
             **{name: saved[name] for name in ("data", "seeds", "rungs", "max_steps")}
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, UsageError) as error:
         raise ArtefactError(
             f"config.json is not that of a run of mingpt.ladder ({error})"
         ) from error

@@ -1,8 +1,8 @@
 """The ladder as a table, in the terminal and in Markdown, and as a picture.
 
-| rung     | params | FLOPs | CPU s |  train |    validation |  seed |
-|----------|--------|-------|-------|--------|---------------|-------|
-| one-head |  55.9k |  110k |    31 | 2.3291 | 2.3861 ± 0.01 |       |
+| rung     | params | FLOPs | CPU s |  train |    validation | earlier project |
+|----------|--------|-------|-------|--------|---------------|-----------------|
+| one-head |  55.9k |  110k |    31 | 2.3291 | 2.3861 ± 0.01 |                 |
 
 A figure after ± is half the width of the 95% interval of the mean over seeds.
 """
@@ -24,9 +24,14 @@ Part = Literal["train", "val"]
 PARTS: tuple[Part, ...] = get_args(Part)
 COLUMNS = (
     *("rung", "parameters", "FLOPs per character", "CPU seconds", "train", "validation"),
-    "the seed's model",
+    "earlier project",
 )
-BRIEF_COLUMNS = ("rung", "params", "FLOPs", "CPU s", "train", "validation", "seed")
+BRIEF_COLUMNS = ("rung", "params", "FLOPs", "CPU s", "train", "validation", "earlier project")
+COUNTED = "* numbers counted; others are trained parameters"
+EARLIER = (
+    "Earlier project: what the one that this package replaces reached with a like model, as it "
+    "reported it, the time where it told one"
+)
 COLOURS: Mapping[Chain, str] = {
     "counted": plots.GREY,
     "window": plots.ORANGE,
@@ -54,7 +59,7 @@ class Row:
     short_of: tuple[str, ...] = ()
     """The rungs below that it should have beaten and has not."""
     tied: str = ""
-    """The rung below that is the same model, where it came near to it as it should."""
+    """The rung below that it need not beat, where it came as near to it as it should."""
 
     @property
     def name(self) -> str:
@@ -90,7 +95,7 @@ class Row:
             brief_seconds(self.cpu_seconds),
             f"{self.nats['train'].mean:.4f}",
             str(self.nats["val"]),
-            self.rung.reference.split()[0] if self.rung.reference else "",
+            self.rung.reference.split(",")[0],
         ]
 
 
@@ -103,12 +108,16 @@ def judge(rows: Sequence[Row]) -> list[Row]:
     judged = []
     for row in rows:
         below = _present(row.rung.after, val)
-        if row.rung.tie:
-            short = [name for name in below if abs(val[row.name] - val[name]) > row.rung.tie]
-            judged.append(replace(row, short_of=tuple(short), tied="".join(below[:1])))
-        else:
-            short = [name for name in below if val[row.name] >= val[name]]
-            judged.append(replace(row, short_of=tuple(short)))
+        short, tied = [], ""
+        for name in below:
+            above = val[row.name] - val[name]
+            if name != row.rung.tie_with:
+                fails = above >= 0
+            else:
+                fails = (abs(above) if row.rung.same else above) > row.rung.tie
+                tied = name if abs(above) <= row.rung.tie else ""
+            short += [name] if fails else []
+        judged.append(replace(row, short_of=tuple(short), tied=tied))
     return judged
 
 
@@ -126,7 +135,7 @@ def terminal_table(rows: Sequence[Row], title: str) -> Table:
     table = Table(
         title=title,
         title_justify="left",
-        caption="* numbers counted; others are trained parameters",
+        caption=f"{COUNTED}\n{EARLIER}",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -144,7 +153,7 @@ def terminal_table(rows: Sequence[Row], title: str) -> Table:
 def markdown(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table, and under it what each rung added."""
     added = "".join(f"- **{row.name}**: {row.rung.adds}\n" for row in rows)
-    return f"{markdown_table(COLUMNS, [row.cells() for row in rows])}\n{added}"
+    return f"{markdown_table(COLUMNS, [row.cells() for row in rows])}\n{EARLIER}.\n\n{added}"
 
 
 def draw(rows: Sequence[Row], out: Path, *, title: str, subtitle: str) -> None:

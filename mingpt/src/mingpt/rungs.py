@@ -3,10 +3,12 @@
     counted     uniform -> unigram -> counted-bigram -> ngram        tables of counts, no chance
     window      bigram -> mlp                                        networks on 1 and W characters
     attention   (bigram ->) one-head -> many-heads -> feed-forward   attention, then what is around
-                -> residual -> layer-norm -> transformer             it in the paper
+                -> residual -> blocks -> layer-norm                  it in the paper
+                -> transformer                                       the recipe, many things at once
 
-The networks on attention read the same window of BLOCK_SIZE characters in the same width N_EMBD,
-so that two neighbours differ by one idea. The pieces are those of `mingpt.layers`.
+From one-head to layer-norm all read the same window of BLOCK_SIZE characters in the same width
+N_EMBD and are trained by the same settings, for about BUDGET_SECONDS each, so that two neighbours
+differ by one idea. The pieces are those of `mingpt.layers`.
 
 Shapes: B batch, T time, C = n_embd channels, V vocabulary, W characters of the MLP's window.
 """
@@ -39,7 +41,9 @@ from shared.sampler import IntArray
 
 Chain = Literal["counted", "window", "attention"]
 BLOCK_SIZE, N_EMBD, N_HEAD, N_LAYER = 64, 96, 6, 3
-STEP_SECONDS, FLOPS_PER_SECOND = 5e-3, 2e10  # of one core, for guesses of a training's time
+# Of one thread of a server CPU of 2023, measured on these rungs: for guesses of a training's time.
+STEP_SECONDS, FLOPS_PER_SECOND = 2e-3, 4e10
+BUDGET_SECONDS = 30.0  # of training, by that guess; from it the updates of `RUNGS`, in hundreds
 
 
 def scored(logits: Tensor, targets: Tensor | None) -> Tensor:
@@ -142,22 +146,17 @@ class Bigram(nn.Module):
 
 
 class MLP(nn.Module):
-    """The last `window` characters' vectors, side by side, through hidden layers (Bengio, 2003).
+    """The last `window` characters' vectors, side by side, through one hidden layer of tanh.
 
-    After the first hidden layer come `n_layer` pairs of layers whose result is added to what they
-    read. What lies before the window's first character reads as a blank, character V.
+    Bengio et al. (2003), section 2, without its direct connections. What lies before the text's
+    first character reads as a blank, character V.
     """
 
-    def __init__(
-        self, vocab_size: int, window: int = 16, n_embd: int = 24, n_hidden: int = 256,
-        n_layer: int = 1,
-    ) -> None:  # fmt: skip
+    def __init__(self, vocab_size: int, window: int, n_embd: int, n_hidden: int) -> None:
         super().__init__()
         self.vocab_size, self.block_size, self.window = vocab_size, BLOCK_SIZE, window
         self.wte = Embedding(vocab_size + 1, n_embd)
-        self.first = Linear(window * n_embd, n_hidden)
-        self.rest = nn.ModuleList(FeedForward(n_hidden, n_hidden) for _ in range(n_layer))
-        self.norms = nn.ModuleList(LayerNorm(n_hidden) for _ in range(n_layer + 1))
+        self.hidden = Linear(window * n_embd, n_hidden)
         self.head = Linear(n_hidden, vocab_size)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -166,13 +165,10 @@ class MLP(nn.Module):
         before = idx.new_full((len(idx), self.window - 1), self.vocab_size)
         x = self.wte(torch.cat((before, idx), dim=1))  # (B, W - 1 + T, E)
         x = x.unfold(1, self.window, 1).flatten(2)  # (B, T, E W)
-        x = self.first(x)  # (B, T, n_hidden)
-        for norm, layer in zip(self.norms, self.rest, strict=False):
-            x = x + layer(norm(x))
-        return scored(self.head(self.norms[-1](x)), targets)
+        return scored(self.head(self.hidden(x).tanh()), targets)
 
     def flops_per_character(self) -> float:
-        """Sum the products of all layers."""
+        """Sum the products of both layers."""
         return product_flops(self)
 
 
@@ -203,9 +199,7 @@ class Stem(nn.Module):
 class Heads(nn.Module):
     """One layer of attention with `n_head` heads between the embedding and the logits."""
 
-    def __init__(
-        self, vocab_size: int, n_head: int, block_size: int = BLOCK_SIZE, n_embd: int = N_EMBD
-    ) -> None:
+    def __init__(self, vocab_size: int, n_head: int, block_size: int, n_embd: int) -> None:
         super().__init__()
         self.vocab_size, self.block_size, self.n_embd = vocab_size, block_size, n_embd
         self.stem = Stem(vocab_size, block_size, n_embd)
@@ -225,10 +219,7 @@ class Heads(nn.Module):
 class HeadsFeedForward(nn.Module):
     """`Heads`, then a feed-forward layer that each position goes through alone."""
 
-    def __init__(
-        self, vocab_size: int, n_head: int = N_HEAD, block_size: int = BLOCK_SIZE,
-        n_embd: int = N_EMBD,
-    ) -> None:  # fmt: skip
+    def __init__(self, vocab_size: int, n_head: int, block_size: int, n_embd: int) -> None:
         super().__init__()
         self.vocab_size, self.block_size, self.n_embd = vocab_size, block_size, n_embd
         self.stem = Stem(vocab_size, block_size, n_embd)
@@ -268,12 +259,11 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Several blocks on one stream, that residual connections keep open from end to end."""
+    """Blocks on one stream, that residual connections keep open from end to end."""
 
     def __init__(
-        self, vocab_size: int, norm: bool, n_head: int = N_HEAD, n_layer: int = N_LAYER,
-        block_size: int = BLOCK_SIZE, n_embd: int = N_EMBD,
-    ) -> None:  # fmt: skip
+        self, vocab_size: int, norm: bool, n_layer: int, n_head: int, block_size: int, n_embd: int
+    ) -> None:
         super().__init__()
         self.vocab_size, self.block_size, self.n_embd = vocab_size, block_size, n_embd
         self.stem = Stem(vocab_size, block_size, n_embd)
@@ -313,11 +303,16 @@ class Rung:
     """How it is trained; None where it is counted."""
     after: tuple[str, ...] = ()
     """The rungs below, all of which it has to beat."""
+    tie_with: str = ""
+    """The one of them that it need not beat; it may be worse by at most `tie`."""
     tie: float = 0.0
-    """Above 0 it is the same model as the one below, found in another way, and has to come as near
-    to its validation loss as this, in nats per character."""
+    """Nats per character of validation text."""
+    same: bool = False
+    """Whether it is the same model as that one, found in another way: then it may not be better
+    by more than `tie` either."""
     reference: str = ""
-    """What the project's seed reached with a like model, in nats per character."""
+    """What an earlier project reached with a like model, in nats per character, and its time
+    where that is known."""
 
     def make(self, vocab_size: int) -> nn.Module:
         """Build the model with weights from torch's global generator."""
@@ -353,9 +348,9 @@ def transformer(vocab_size: int, **settings: Any) -> nn.Module:
 def _trainer(**changes: Any) -> TrainerConfig:
     """Return the settings that the small networks share, with some replaced.
 
-    All were tuned with `python -m mingpt.climb --tune`, that is on the last tenth of the training
-    text. There are no evaluations: nothing is chosen by the validation text, the last weights
-    count.
+    Common settings, chosen on the last tenth of the training text (`python -m mingpt.climb
+    --tune`), not for each rung anew. There are no evaluations: nothing is chosen by the validation
+    text, the last weights count.
     """
     common: dict[str, Any] = {
         "batch_size": 16,
@@ -382,6 +377,8 @@ def _recipe() -> tuple[dict[str, Any], TrainerConfig]:
 
 
 _TRANSFORMER, _TRANSFORMER_TRAINER = _recipe()
+# All that decides the numbers is in the settings: a ladder is not resumed after a change of them.
+_SIZES = {"n_head": N_HEAD, "block_size": BLOCK_SIZE, "n_embd": N_EMBD}
 
 RUNGS = (
     Rung(
@@ -429,17 +426,19 @@ RUNGS = (
             max_steps=1500, batch_size=64, optimizer="adamw", learning_rate=0.1, weight_decay=0.0
         ),
         after=("counted-bigram",),
+        tie_with="counted-bigram",
         tie=0.01,
-        reference="2.72 (Adam 2.56)",
+        same=True,
+        reference="2.72, with Adam 2.56",
     ),
     Rung(
         "mlp",
         "window",
-        "A window of characters, each a learned vector, through hidden layers with residual "
-        "connections (Bengio et al., 2003): every place of the window has weights of its own.",
+        "A window of 16 characters, each a learned vector, through one hidden layer of tanh "
+        "(Bengio et al., 2003): every place of the window has weights of its own.",
         MLP,
-        {"window": 16, "n_embd": 24, "n_hidden": 256, "n_layer": 1},
-        _trainer(max_steps=1100),
+        {"window": 16, "n_embd": 24, "n_hidden": 256},
+        _trainer(max_steps=1500),
         after=("bigram",),
         reference="2.49",
     ),
@@ -447,11 +446,11 @@ RUNGS = (
         "one-head",
         "attention",
         "Attention in place of the window: one mean over all characters before, weighted by what "
-        "they and their places are. Alone it is far weaker than the MLP, as it mixes all it reads "
-        "into one vector; so it starts from the bigram, and what follows is built on it.",
+        "they and their places are. It starts from the bigram again, and need not beat the MLP: "
+        "one mean of all that it reads is little to predict from; what follows is built on it.",
         Heads,
-        {"n_head": 1},
-        _trainer(max_steps=2500),
+        {**_SIZES, "n_head": 1},
+        _trainer(max_steps=2800),
         after=("bigram",),
     ),
     Rung(
@@ -460,8 +459,8 @@ RUNGS = (
         f"The same weights cut into {N_HEAD} heads: {N_HEAD} means at once, so that each can look "
         "at a place of its own.",
         Heads,
-        {"n_head": N_HEAD},
-        _trainer(max_steps=2500),
+        _SIZES,
+        _trainer(max_steps=2800),
         after=("one-head",),
     ),
     Rung(
@@ -470,35 +469,53 @@ RUNGS = (
         "A hidden layer for each position after the attention: what the heads brought together is "
         "not only summed but computed with.",
         HeadsFeedForward,
-        {},
-        _trainer(max_steps=1800),
+        _SIZES,
+        _trainer(max_steps=1400),
         after=("many-heads",),
-        reference="2.17 in a minute, 1.89 in an hour",
+        reference="2.17 (1 min), 1.89 (1 h)",
     ),
     Rung(
         "residual",
         "attention",
-        f"Each part adds to what it read, which lets {N_LAYER} blocks be stacked: later ones look "
-        "for what earlier ones found.",
+        "Attention and feed-forward each add to what they read, in place of replacing it: one "
+        "block of the same size, with residual connections.",
         Blocks,
-        {"norm": False},
-        _trainer(max_steps=800),
+        {**_SIZES, "norm": False, "n_layer": 1},
+        _trainer(max_steps=1400),
         after=("feed-forward",),
+    ),
+    Rung(
+        "blocks",
+        "attention",
+        f"{N_LAYER} such blocks, one on the other: later ones look for what earlier ones found.",
+        Blocks,
+        {**_SIZES, "norm": False, "n_layer": N_LAYER},
+        _trainer(max_steps=500),
+        after=("residual",),
     ),
     Rung(
         "layer-norm",
         "attention",
-        "Each part reads the stream normalised, so that larger steps are safe.",
+        f"Each part reads the stream normalised. At {N_LAYER} blocks and this learning rate the "
+        "network trains as well without it, so it only has to come as near as 0.02; the norm pays "
+        "at higher rates and in deeper stacks.",
         Blocks,
-        {"norm": True},
-        _trainer(max_steps=800, learning_rate=8e-3, muon_learning_rate=0.05),
-        after=("residual",),
-        reference="1.78 in six hours",
+        {**_SIZES, "norm": True, "n_layer": N_LAYER},
+        _trainer(max_steps=500),
+        after=("blocks",),
+        tie_with="blocks",
+        tie=0.02,
+        reference="1.78 (6 h)",
     ),
     Rung(
         "transformer",
         "attention",
-        "The recipe of `mingpt.train`, with its size, its time and the parts that it chose.",
+        "Not one thing but many at once: the default recipe of `mingpt.train`, with its own size "
+        f"({_TRANSFORMER['n_layer']} blocks of width {_TRANSFORMER['n_embd']}), a context of "
+        f"{_TRANSFORMER['block_size']}, several times the training, rates and a schedule of its "
+        "own, and today's parts: rotary positions, short convolutions, squared ReLU, normalised "
+        "queries and keys, and others; in bfloat16 where the CPU has units for it. "
+        "`mingpt.ablate` tells what each part gives.",
         transformer,
         _TRANSFORMER,
         _TRANSFORMER_TRAINER,
@@ -514,4 +531,5 @@ def find(name: str) -> Rung:
         if rung.name == name:
             return rung
     names = [rung.name for rung in RUNGS]
-    raise UsageError(f"no rung {name!r}{cli.suggest(name, names)}; there are {', '.join(names)}")
+    told = cli.suggest(name, names) or f"; there are {', '.join(names)}"
+    raise UsageError(f"no rung {name!r}{told}")

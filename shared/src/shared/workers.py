@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from rich.text import Text
 
 from shared.errors import ArtefactError, Failure, Interrupted
 from shared.metrics import format_value, read_metrics
+from shared.profiling import cpu_seconds
 from shared.signals import StopRequest
 
 POLL_SECONDS, DRAW_SECONDS = 0.05, 0.5
@@ -135,6 +136,29 @@ def refuse_failed(failed: Sequence[Failed], count: int, remedy: str = "") -> Non
         error = Failure(f"{len(failed)} of {count} jobs failed, the first: {failed[0]}{remedy}")
         error.exit_code = failed[0].exit_code
         raise error
+
+
+def make_clocks(started: float, training: Sequence[float], kept: int) -> dict[str, float]:
+    """Return what many runs took, for a file: seconds, rounded to tenths.
+
+    `started` is the time.monotonic() of this command's start, `training` the CPU seconds of every
+    run that is done, `kept` how many of them were done before this command.
+    """
+    return {
+        "seconds": round(time.monotonic() - started, 1),
+        "cpu_seconds": round(cpu_seconds(), 1),
+        "training_cpu_seconds": round(sum(training), 1),
+        "jobs_of_before": kept,
+    }
+
+
+def told_clocks(clocks: Mapping[str, float]) -> dict[str, str]:
+    """Put the times of `make_clocks` into words."""
+    kept = f" ({clocks['jobs_of_before']} jobs were done before)" * bool(clocks["jobs_of_before"])
+    return {
+        "this command": f"{clocks['seconds']:,.0f} s, {clocks['cpu_seconds']:,.0f} CPU s{kept}",
+        "all training": f"{clocks['training_cpu_seconds']:,.0f} CPU s",
+    }
 
 
 def training_progress(folder: Path, steps: int) -> tuple[float, str]:
