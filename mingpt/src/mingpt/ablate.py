@@ -13,6 +13,7 @@ The run folder ends up with `ablation.md`, `ablation.png` and `ablation.json`, a
 run of every row and seed. Interrupted, it goes on with --resume where it was.
 """
 
+import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from mingpt.gpt import GPT, GPTConfig
 from mingpt.ladder import told_clocks
 from mingpt.rungs import FLOPS_PER_SECOND, STEP_SECONDS
 from shared import cli, files, plots
-from shared.errors import ArtefactError, UsageError
+from shared.errors import ArtefactError, NumericalError, UsageError
 from shared.estimates import Estimate, brief_count, brief_seconds, markdown_table
 from shared.files import read_json
 from shared.parallel import usable_cores
@@ -98,6 +99,8 @@ class Study:
     max_steps: int
     """Updates of every run."""
     rows: Sequence[Variant]
+    notes: str = ""
+    """What else a reader of its figures should know, in sentences."""
 
     @property
     def variants(self) -> list[Variant]:
@@ -139,16 +142,33 @@ def vary(group: str, **values: Sequence[Any]) -> list[Variant]:
     return [Variant({name: each}, group) for name, many in values.items() for each in many]
 
 
+WIDTH, WARMUP = 128, 300
+
+
+def of_width(width: int) -> dict[str, Any]:
+    """Return what follows a model's width in the paper: the rate (eq. 3) and the first weights.
+
+    Embeddings of deviation d^-0.5 are what sec. 3.4 multiplies by sqrt(d). A square matrix of that
+    deviation begins as Glorot and Bengio (2010) have it: queries, keys, values and, with
+    norm_place=post, what attention returns.
+    """
+    return {
+        "n_embd": width,
+        "learning_rate": round((width * WARMUP) ** -0.5, 4),  # the highest, when warm
+        "init_std": round(width**-0.5, 3),
+    }
+
+
 # The paper's base model and training (sec. 3, 5.3 and 5.4; table 3's first row), scaled down: 6
 # layers of 512 become 2 of 128, d_ff = 4 d_model as there, the rate that of eq. 3 for our width.
-WIDTH, WARMUP = 128, 300
 PAPER: dict[str, Any] = {
     "block_size": 64,
     "n_layer": 2,
     "n_head": 4,
-    "n_embd": WIDTH,
+    **of_width(WIDTH),
     "n_hidden": 4 * WIDTH,
     "positions": "sinusoidal",
+    "scaled": True,  # in every row, so that rows E differ in the positions only
     "norm": "layer",
     "norm_place": "post",
     "activation": "relu",
@@ -156,50 +176,58 @@ PAPER: dict[str, Any] = {
     "bias": True,
     "dropout": 0.1,
     "label_smoothing": 0.1,
-    # Embeddings of deviation d^-0.5 are what sec. 3.4 multiplies by sqrt(d); a square matrix of
-    # that deviation begins as Glorot and Bengio (2010) have it.
-    "init_std": round(WIDTH**-0.5, 3),
     "batch_size": 12,
     "optimizer": "adamw",
     "beta1": 0.9,
     "beta2": 0.98,
     "weight_decay": 0.0,
+    "grad_clip": 0.0,
     "schedule": "inverse_sqrt",
     "warmup_steps": WARMUP,
-    "learning_rate": round((WIDTH * WARMUP) ** -0.5, 4),
     "precision": "fp32",
 }
 PAPER_ROWS = [
     *vary("A", n_head=(1, 2, 8)),  # d_k = n_embd / n_head: the computation stays the same
     *vary("B", d_k=(8, 16)),
-    *vary("C", n_layer=(1, 3, 4), n_embd=(64, 192), n_hidden=(256, 1024)),
+    *vary("C", n_layer=(1, 3, 4)),
+    *(Variant(of_width(width), "C", f"n_embd={width}") for width in (64, 192)),
+    *vary("C", n_hidden=(256, 1024)),
     *vary("D", dropout=(0.0, 0.2), label_smoothing=(0.0, 0.2)),
     *vary("E", positions=("learned", "rotary", "none")),
-    *vary("F", norm_place=("pre",)),  # not in the paper
+    # Not in the paper. `gpt.Writer` begins smaller with it: part of what pre-norm is since GPT-2.
+    *vary("F", norm_place=("pre",)),
 ]
+PAPER_NOTES = (
+    "Dropout, label smoothing and depth pay only in longer training. Embeddings have a deviation"
+    " of 1 after their scaling, sines one of 0.71; learned positions begin at 0.09. Rows n_embd"
+    " have the learning rate of eq. 3 and the first weights of their width. With norm_place=pre"
+    " the last matrices of sub-layers begin smaller by sqrt(2 L), and the first loss is over 1.5"
+    " times that of guessing, as embeddings that reach the head unchanged score the character read."
+)
 # Today's parts, and the settings by which the two recipes that we compare differ in them.
 PARTS = (
     *("positions", "norm", "embed_norm", "qk_norm", "activation", "conv", "zero_init"),
     *("tied", "softcap"),
 )
-ADAMW_RATE = 2e-3  # for everything, where Muon is left out
+# For everything, where Muon is left out: nobody tuned it, and one rate might be unfair to AdamW.
+ADAMW_RATES = (1e-3, 3e-3, 1e-2)
+MODERN_NOTES = (
+    "AdamW has three rates, of which the best is to be compared. With positions=learned their"
+    " vectors begin at a deviation of 0.02, beside embeddings of 1."
+)
 
 
-def exchanged(own: str, other: str) -> list[Variant]:
+def exchanged(own: str, other: str, without: Sequence[str] = ()) -> list[Variant]:
     """Return a row for each of today's parts, in which preset `own` has it as `other` does.
 
-    Settings that are the same in both give no row. With another context the batch changes too:
-    an update sees as many characters.
+    Settings that are the same in both give no row, nor do those of `without`. With another context
+    the batch changes too: an update sees as many characters.
     """
     values, others = preset_values(own), preset_values(other)
-    rows = [Variant({name: others[name]}) for name in PARTS if values[name] != others[name]]
+    parts = [name for name in PARTS if values[name] != others[name] and name not in without]
+    rows = [Variant({name: others[name]}) for name in parts]
     if values["optimizer"] != others["optimizer"]:
-        if others["optimizer"] == "muon":
-            rate = {"muon_learning_rate": others["muon_learning_rate"]}
-        else:
-            rate = {"learning_rate": ADAMW_RATE}
-        label = f"optimizer={others['optimizer']}"
-        rows.append(Variant({"optimizer": others["optimizer"], **rate}, label=label))
+        rows += optimizer_rows(others)
     if values["block_size"] != others["block_size"]:
         size = others["block_size"]
         batch = max(1, values["batch_size"] * values["block_size"] // size)
@@ -208,10 +236,30 @@ def exchanged(own: str, other: str) -> list[Variant]:
     return rows
 
 
+def optimizer_rows(other: Mapping[str, Any]) -> list[Variant]:
+    """Return the rows that train with the optimizer of `other`: Muon at its rate, AdamW at some."""
+    name = other["optimizer"]
+    if name == "muon":
+        changes = {"optimizer": name, "muon_learning_rate": other["muon_learning_rate"]}
+        return [Variant(changes, label=f"optimizer={name}")]
+    return [
+        # No comma in the label: they part the names of --variants.
+        Variant({"optimizer": name, "learning_rate": rate}, label=f"optimizer={name}@{rate:g}")
+        for rate in ADAMW_RATES
+    ]
+
+
 STUDIES: dict[TableName, Study] = {
-    "paper": Study("Table 3 of the paper, small", "nanogpt", PAPER, 600, PAPER_ROWS),
+    "paper": Study("Table 3 of the paper, small", "nanogpt", PAPER, 600, PAPER_ROWS, PAPER_NOTES),
     "modern": Study(
-        "The recipe `default`, a part left out", "default", {}, 300, exchanged("default", "nanogpt")
+        "The recipe `default`, a part left out",
+        "default",
+        {},
+        300,
+        # Tied, embeddings of deviation 1 would be the head: the first loss is four times that of
+        # guessing, and the row would measure how fast a bad start is repaired.
+        exchanged("default", "nanogpt", without=["tied"]),
+        MODERN_NOTES,
     ),
     "nanogpt": Study(
         "nanoGPT's recipe, a part put in", "nanogpt", {}, 600, exchanged("nanogpt", "default")
@@ -291,13 +339,20 @@ class Result:
 
     @classmethod
     def of(cls, job: Job) -> "Result":
-        """Read what a finished job left. Raises ArtefactError for files that are not its own."""
+        """Read what a finished job left.
+
+        Raises NumericalError where its loss did not stay finite, ArtefactError for files that are
+        not its own.
+        """
         path = job.folder / RESULT
         result = read_json(path)
         try:
+            nats = result["val_loss"]
+            if nats is None or not math.isfinite(nats):  # JSON has null for it
+                raise NumericalError(f"{job.name}: the loss did not stay finite ({path})")
             return cls(
                 job=job,
-                nats=float(result["val_loss"]),
+                nats=float(nats),
                 parameters=int(result["parameters"]),
                 cpu_seconds=float(result["cpu_seconds"]),
             )
@@ -305,6 +360,21 @@ class Result:
             raise ArtefactError(
                 f"{path}: not what mingpt.train writes ({error!r}); delete it and --resume"
             ) from error
+
+
+def read_results(jobs: Sequence[Job]) -> tuple[list[Result], list[NumericalError]]:
+    """Return what came of the jobs that are done, and the errors of those that diverged.
+
+    Raises ArtefactError for files that are not theirs.
+    """
+    results, diverged = [], []
+    for job in jobs:
+        if job.done:
+            try:
+                results.append(Result.of(job))
+            except NumericalError as error:
+                diverged.append(error)
+    return results, diverged
 
 
 # The table -------------------------------------------------------------------------------------
@@ -504,8 +574,9 @@ class AblateConfig:
             del values[name]
         study = self.study
         rows = {variant.name: dict(variant.changes) for variant in study.rows}
+        how = {"base": study.base, "rows": rows, "max_steps": study.max_steps}
         corpus = {"name": shown_data(text.name), "sha256": text.sha256}
-        return {**values, "corpus": corpus, "how": {"base": study.base, "rows": rows}}
+        return {**values, "corpus": corpus, "how": how}
 
     def jobs(self, folder: Path, text: Text) -> list[Job]:
         """Return the jobs of all rows and seeds, in the order of the table."""
@@ -546,7 +617,8 @@ def main(config: AblateConfig) -> None:
 def ablate(config: AblateConfig, text: Text, run: Run) -> None:
     """Do the jobs that are not done yet, write what came of all, and say what failed.
 
-    Raises a Failure with the exit code of the first job that failed.
+    Raises a Failure with the exit code of the first job that failed, NumericalError where one
+    diverged; the rest is in the table.
     """
     console, started = Console(), time.monotonic()
     files.make_folder(run.folder / "jobs")
@@ -555,7 +627,7 @@ def ablate(config: AblateConfig, text: Text, run: Run) -> None:
     describe(console, config, text, run, f"{len(jobs)}, of which {len(jobs) - len(open_jobs)} done")
     remedy = f"; continue with --resume --out {run.folder}"
     failed = work_off(open_jobs, config.workers or usable_cores(), remedy)
-    results = [Result.of(job) for job in jobs if job.done]
+    results, diverged = read_results(jobs)
     rows = make_rows(config.study, results)
     clocks = {
         "seconds": round(time.monotonic() - started, 1),
@@ -565,9 +637,13 @@ def ablate(config: AblateConfig, text: Text, run: Run) -> None:
     }
     write(config, text, run, results, rows, clocks)
     console.print(terminal_table(rows, config.study.title))
-    console.print(explanation(config.study, rows), soft_wrap=True)
+    console.print(explanation(config.study, text, rows), soft_wrap=True)
     cli.print_settings(console, "", told_clocks(clocks) | {"chart": run.folder / "ablation.png"})
     refuse_failed(failed, len(open_jobs), remedy)
+    if diverged:
+        raise NumericalError(
+            f"{len(diverged)} of {len(jobs)} runs left out, the first: {diverged[0]}"
+        )
 
 
 def describe(console: Console, config: AblateConfig, text: Text, run: Run, jobs: str) -> None:
@@ -591,18 +667,21 @@ def describe(console: Console, config: AblateConfig, text: Text, run: Run, jobs:
     )
 
 
-def explanation(study: Study, rows: Sequence[Row]) -> str:
+def explanation(study: Study, text: Text, rows: Sequence[Row]) -> str:
     """Say how the figures are to be read."""
+    base = study.base
+    characters = study.max_steps * base["batch_size"] * base["block_size"]
     told = (
-        f"Nats per character after {study.max_steps:,} updates; negative differences are better."
-        " CPU seconds have the measurement in them."
+        f"Nats per character after {study.max_steps:,} updates, which read {characters:,}"
+        f" characters, {characters / len(text.train):,.2f} epochs of the text; negative differences"
+        " are better. CPU seconds have the measurement in them."
     )
     if max((row.seeds for row in rows), default=0) > 1:
         told += (
             " After ± is half the 95% interval over seeds (differences: seed by seed), so that of"
             " 20 rows without effect about one is marked by chance."
         )
-    return told
+    return f"{told} {study.notes}".rstrip()
 
 
 def write(
@@ -628,7 +707,7 @@ def write(
     }
     told = "".join(f"- {name}: {text}\n" for name, text in told_clocks(clocks).items())
     page = (
-        f"{study.title}. {explanation(study, rows)}\n\n"
+        f"{study.title}. {explanation(study, text, rows)}\n\n"
         f"{markdown_table(COLUMNS, [row.cells() for row in rows])}\n"
         f"```\n{config.command()}\n```\n\n{told}"
     )
