@@ -118,6 +118,21 @@ def trained(
     return out, ended
 
 
+@pytest.fixture(scope="session")
+def hybrid_run(
+    command: Command,
+    text_file: Path,
+    tiny: tuple[object, ...],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Return the folder of a run of a hybrid with 3- and 4-grams; read only."""
+    out = tmp_path_factory.mktemp("runs") / "hybrid"
+    words = ("--preset", "hybrid", "--n", 4, "--data", text_file, "--out", out)
+    ended = command("train", *tiny, *words)
+    assert ended.code == 0, ended.error
+    return out
+
+
 @pytest.fixture
 def altered(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes a run like another, its parts changed by functions."""

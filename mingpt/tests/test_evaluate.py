@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mingpt.data import Text, Vocabulary, mean_nats
-from mingpt.evaluate import bits, by_position, choose_part, measure
+from mingpt.evaluate import bits, bits_per_byte, by_position, choose_part, measure
 from mingpt.load import find_data, load_run, read_text
 
 Command = Callable[..., Any]
@@ -94,8 +94,12 @@ def test_the_part_is_validation_for_its_own_text_and_all_of_another() -> None:
 
 
 def test_bits_are_nats_by_log_2() -> None:
-    """An even choice of two is one bit."""
+    """An even choice of two is one bit; of a character of two bytes, half a bit for each."""
     assert bits(math.log(2)) == 1.0
+    vocabulary = Vocabulary("aß€")
+    assert bits_per_byte(math.log(2), np.array([0, 0]), vocabulary) == 1.0
+    assert bits_per_byte(math.log(2), np.array([1, 1, 1]), vocabulary) == 0.5
+    assert bits_per_byte(math.log(2), np.array([0, 1, 2]), vocabulary) == 0.5
 
 
 # -- the command ---------------------------------------------------------------------------------
@@ -116,9 +120,12 @@ def test_the_command_says_how_much_was_measured(
         *("sonnet.txt (val)", f"{val - 1:,}, each once", "16, every 16: which do not overlap"),
         f"nats per character {result['nats_per_character']:.4f}",
         f"bits per character {result['bits_per_character']:.4f}",
+        f"bits per byte {result['bits_per_byte']:.4f}",
         *("0 22 ", "8 to 15 "),
     ):
         assert words in said, (words, said)
+    assert "n-grams" not in said
+    assert result["within_windows"]
 
 
 def test_a_text_of_ones_own_is_measured_as_a_whole(
@@ -129,6 +136,44 @@ def test_a_text_of_ones_own_is_measured_as_a_whole(
     words = ("evaluate", "--run", trained[0], "--json", "--data", tmp_path / "own.txt")
     assert json.loads(command(*words).out)["targets"] == 59
     assert json.loads(command(*words, "--split", "val").out)["targets"] == 5
+
+
+def test_a_hybrids_n_grams_read_on_across_windows_unless_told(
+    command: Command, hybrid_run: Path
+) -> None:
+    """Both are said; within windows it is measured as `model(idx)` scores a window alone."""
+    words = ("evaluate", "--run", hybrid_run)
+    assert "n-grams read on across windows" in " ".join(command(*words).out.split())
+    within = (*words, "--within-windows")
+    assert "n-grams see the window" in " ".join(command(*within).out.split())
+    across, inside = (json.loads(command(*flags, "--json").out) for flags in (words, within))
+    assert (across["within_windows"], inside["within_windows"]) == (False, True)
+    assert across["nats_per_character"] < inside["nats_per_character"]
+    first = [result["by_position"][0]["nats_per_character"] for result in (across, inside)]
+    assert first[0] < first[1]
+    loaded = load_run(hybrid_run)
+    val = torch.from_numpy(read_text(loaded, find_data(loaded)).val)
+    scores = [
+        loaded.model(part[None, :-1]).log_softmax(-1)[0].gather(1, part[1:, None])
+        for part in (val[start : start + 17] for start in range(0, len(val) - 1, 16))
+    ]
+    expected = -float(torch.cat(scores).detach().mean())
+    assert inside["nats_per_character"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_hybrid_is_not_measured_on_what_it_has_counted(
+    command: Command, trained: tuple[Path, Any], hybrid_run: Path, tmp_path: Path
+) -> None:
+    """Exit 2 in one line with what to do; a transformer may be, and a hybrid on another text."""
+    for split in ("train", "all"):
+        ended = command("evaluate", "--run", hybrid_run, "--split", split)
+        assert (ended.code, ended.out, ended.error.count("\n")) == (2, "", 1)
+        assert f"--split {split}: the hybrid has counted this text" in ended.said
+        assert "take --split val, or another text with --data" in ended.said
+    assert command("evaluate", "--run", trained[0], "--split", "train").code == 0
+    (tmp_path / "own.txt").write_text("Thou art fair.\n" * 4)
+    words = ("--data", tmp_path / "own.txt", "--split", "all")
+    assert command("evaluate", "--run", hybrid_run, *words).code == 0
 
 
 @pytest.mark.parametrize(

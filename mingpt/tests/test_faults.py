@@ -1,5 +1,6 @@
 """What the commands survive: rows 16 and 18 of the project's list of faults, and their like."""
 
+import json
 import math
 import shutil
 import signal
@@ -7,11 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from shared.checkpoint import Checkpoints, open_checkpoint
+from shared.errors import ArtefactError
 from shared.faults import run_and_kill
 from shared.files import sha256_of
 
@@ -55,6 +58,16 @@ def test_texts_that_cannot_be_trained_on_are_refused_with_the_sizes(
     assert said in ended.error
     assert (ended.code, ended.out, ended.error.count("\n")) == (3, "", 1)
     assert not out.exists()
+
+
+def test_a_window_longer_than_the_text_is_refused_before_the_model_is_made(
+    command: Command, tiny: tuple[object, ...], text_file: Path, tmp_path: Path
+) -> None:
+    """Which could take all memory."""
+    words = ("--data", text_file, "--out", tmp_path / "run", "--block-size", 10**13)
+    ended = command("train", *tiny, *words, "--positions", "learned")
+    assert (ended.code, ended.out, ended.error.count("\n")) == (3, "", 1)
+    assert "block_size=10000000000000 needs " in ended.said
 
 
 def test_a_text_of_just_enough_characters_trains(
@@ -180,6 +193,49 @@ def test_case_18_a_run_with_the_checkpoints_of_another_is_not_resumed(
     assert (ended.code, ended.error.count("\n")) == (4, 1)
     assert "n_layer: checkpoint 1, asked 2; n_head: checkpoint 4, asked 2" in ended.said
     assert digests(copied / "checkpoints") == before
+
+
+def test_case_18_another_model_is_found_out_before_anything_is_counted(
+    command: Command, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hybrid's counting takes seconds, and comes after."""
+    monkeypatch.setattr("mingpt.train.check_fit", Mock(side_effect=ArtefactError("not mine")))
+    counting = Mock()
+    monkeypatch.setattr("mingpt.recipes.examples", counting)
+    ended = command("train", "--resume", "--out", copied)
+    assert (ended.code, ended.said.endswith("not mine")) == (4, True)
+    counting.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        ("trainer", {"max_steps": -1}, "max_steps=-1 must be at least 0"),
+        ("trainer", {"max_steps": 0}, "max_steps=0 must be at least 1"),
+        ("trainer", {"seed": "3"}, "seed='3' must be int"),
+        ("trainer", {"strange": 3}, "strange"),
+        ("model", {"n_head": 3}, "n_embd=16 must be a multiple of n_head=3"),
+        ("model", {"n_layer": True}, "n_layer=True must be int"),
+        ("model", {"recipe": "defualt"}, "no preset 'defualt'"),
+        ("model", {"recipe": []}, "unhashable"),
+        ("", {"sample": -1}, "sample=-1 must be at least 0"),
+        ("", {"sample": "30"}, "sample='30' must be int"),
+        ("", {"data": 3}, "data=3 must be str"),
+        ("", {"trainer": 3}, "3 must be an object"),
+        ("", {"model": 3}, "int"),
+    ],
+)
+def test_case_18_a_run_whose_settings_were_altered_is_not_resumed(
+    part: str, changes: dict[str, object], said: str, command: Command, copied: Path
+) -> None:
+    """Exit 4 and one line with what is wrong in config.json."""
+    config = json.loads((copied / "config.json").read_text())
+    (config[part] if part else config).update(changes)
+    (copied / "config.json").write_text(json.dumps(config))
+    ended = command("train", "--resume", "--out", copied)
+    assert (ended.code, ended.out, ended.error.count("\n")) == (4, "", 1)
+    assert "config.json is not that of a run of mingpt.train (" in ended.said
+    assert said in ended.said
 
 
 @pytest.mark.parametrize("verb", ["generate", "evaluate"])

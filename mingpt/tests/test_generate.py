@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mingpt.data import Vocabulary
 from mingpt.generate import encode_prompt, generate, sample_text, stream_text
+from mingpt.hybrid import Hybrid
 from mingpt.load import load_run
 from mingpt.model import LanguageModel
 from mingpt.recipes import build
@@ -45,20 +46,28 @@ def continued(model: LanguageModel, idx: Tensor, number: int, **settings: Any) -
     return torch.stack(drawn, dim=1).tolist()
 
 
-@pytest.fixture
-def model() -> LanguageModel:
+def made(name: str) -> LanguageModel:
     """Return a model with random weights, also where it starts with zeros."""
-    model = build("default", 11, n_layer=2, n_head=2, n_embd=16, block_size=8)
+    model = build(name, 11, n_layer=2, n_head=2, n_embd=16, block_size=8)
+    if isinstance(model, Hybrid):
+        model.fit(torch.randint(11, (300,)).numpy())
     assert isinstance(model, nn.Module)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model.eval()
 
 
+@pytest.fixture
+def model() -> LanguageModel:
+    return made("default")
+
+
 @pytest.mark.parametrize("length", [1, 7, 8, 20])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_cache_changes_nothing(length: int, temperature: float, model: LanguageModel) -> None:
+@pytest.mark.parametrize("name", ["default", "hybrid"])
+def test_a_cache_changes_nothing(name: str, length: int, temperature: float) -> None:
     """The same ids, for any prompt and past the end of the window several times."""
+    model = made(name)
     idx = torch.randint(11, (3, length))
     found = [
         continued(

@@ -1,14 +1,17 @@
 """A run folder gives back its best model, or says why it does not."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
 from mingpt.data import mean_nats
+from mingpt.gpt import GPT
+from mingpt.hybrid import Hybrid
 from mingpt.load import (
     choose_run,
     differences,
@@ -17,6 +20,7 @@ from mingpt.load import (
     read_text,
     sizes,
     trained_on,
+    wrong_types,
 )
 from mingpt.recipes import RECIPES, build
 from shared.checkpoint import open_checkpoint
@@ -90,11 +94,15 @@ def test_every_field_that_differs_is_named() -> None:
 def test_weights_show_their_sizes(name: str) -> None:
     """Of every recipe: layers, width and characters, by names and shapes alone."""
     model = build(name, 13, n_layer=3, n_head=2, n_embd=8, block_size=5)
-    assert isinstance(model, nn.Module)
+    assert isinstance(model, GPT | Hybrid)
     found = sizes(model.state_dict())
-    shown = {"n_layer": 3, "vocab_size": 13, "n_embd": 8, "block_size": 5}
+    shown = {"n_layer": 3, "vocab_size": 13, "n_embd": 8, "block_size": 5, "n_hidden": 32}
+    shown.update(conv=model.config.conv)
+    if isinstance(model, Hybrid):
+        shown.update(n=model.config.n, shortest=model.config.shortest)
+        assert {"n", "shortest"} <= found.keys()
     assert found.items() <= shown.items()
-    assert {"n_layer", "vocab_size", "n_embd"} <= found.keys()
+    assert {"n_layer", "vocab_size", "n_embd", "n_hidden"} <= found.keys()
     assert sizes({"wpe.weight": torch.zeros(5, 8)}) == {"block_size": 5}
     assert sizes({"strange": torch.zeros(2)}) == {}
 
@@ -104,6 +112,12 @@ def rename(tensors: dict[str, torch.Tensor]) -> None:
     tensors["strange"] = tensors.pop(min(tensors))
 
 
+def model(**changes: object) -> dict[str, Any]:
+    """Return what changes the described model, and leaves its weights."""
+    return {"config": lambda c: c["model"].update(changes)}
+
+
+HUGE = 10**12  # of anything: building it would take all memory, or the day
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "tensors": ({"tensors": rename}, ": absent; strange: unknown$"),
     "unknown setting": ({"config": lambda c: c["model"].update(n_legs=2)}, "n_legs"),
@@ -118,6 +132,21 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
         "its vocabulary 'cba' is not in order",
     ),
     "another package": ({"config": lambda c: c.pop("vocabulary")}, "not a run of mingpt.train"),
+    "layers": (model(n_layer=HUGE), f"n_layer: checkpoint 2, asked {HUGE}$"),
+    "width": (model(n_embd=HUGE), f"n_embd: checkpoint 16, asked {HUGE}$"),
+    "hidden": (model(n_hidden=HUGE), f"n_hidden: checkpoint 64, asked {HUGE}$"),
+    "heads": (model(d_k=HUGE), f"d_k: checkpoint 8, asked {HUGE}$"),
+    "taps": (model(conv=HUGE), f"conv: checkpoint 4, asked {HUGE}$"),
+    "context": (model(block_size=HUGE), f"block_size={HUGE} is above 1048576"),
+    "learned": (
+        model(block_size=HUGE, positions="learned"),
+        f"block_size: checkpoint none, asked {HUGE}$",
+    ),
+    "n-grams": (model(recipe="hybrid", n=HUGE), f"n: checkpoint none, asked {HUGE}$"),
+    "yes": (model(n_layer=True), "n_layer=True must be int"),
+    "text": (model(dropout="0.1"), "dropout='0.1' must be float"),
+    "number": (model(tied=1), "tied=1 must be bool"),
+    "fraction": (model(n_head=2.0), "n_head=2.0 must be int"),
     "no settings": ({"config": lambda c: c.clear()}, "not a run of mingpt.train"),
 }
 
@@ -131,3 +160,40 @@ def test_parts_that_do_not_fit_are_named(misfit: str, run: Path, altered: Altere
         load_run(folder)
     assert str(error.value).startswith(str(folder))
     assert error.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"tensors": lambda w: w.update({"ngram.text": w["ngram.text"][:0]})},
+            "n-grams counted is empty$",
+        ),
+        (model(n=HUGE), f"n: checkpoint 4, asked {HUGE}$"),
+        (model(shortest=2), "shortest: checkpoint 3, asked 2$"),
+    ],
+)
+def test_a_hybrid_that_cannot_have_counted_is_refused(
+    changes: dict[str, Any], said: str, hybrid_run: Path, altered: Altered
+) -> None:
+    """One without its text, or whose n-grams are of other lengths than its weights are for."""
+    assert isinstance(load_run(hybrid_run).model, Hybrid)
+    with pytest.raises(ArtefactError, match=said):
+        load_run(altered(hybrid_run, **changes))
+
+
+def test_types_are_those_of_the_fields() -> None:
+    """As JSON has them: whole numbers are floats too, True is no number; others are not asked."""
+
+    @dataclass
+    class Parts:
+        n: int = 0
+        x: float = 0.0
+        yes: bool = False
+        maybe: int | None = None
+        kind: Literal["a", "b"] = "a"
+
+    right = {"n": 1, "x": 1, "yes": True, "maybe": None, "kind": "b", "other": 3}
+    assert wrong_types(Parts, right) == []
+    wrong = {"n": 1.0, "x": True, "yes": 0, "maybe": "1", "kind": "c"}
+    assert [line.partition("=")[0] for line in wrong_types(Parts, wrong)] == list(wrong)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from mingpt import recipes
 from mingpt.data import mean_nats
@@ -25,7 +27,7 @@ Command = Callable[..., Any]
 MEASURED = {"command", "seconds", "cpu_seconds", "step_ms", "tok_per_sec", "mfu", "peak_gib"}
 KEYS = MEASURED | {
     *("commit", "seed", "device", "data", "parameters", "steps", "train_loss", "grad_norm"),
-    *("val_loss", "best_val_loss", "bits_per_character"),
+    *("val_loss", "best_val_loss", "bits_per_character", "bits_per_byte"),
 }
 
 
@@ -61,14 +63,15 @@ def test_the_run_folder_holds_what_is_promised(trained: tuple[Path, Any], sonnet
 def test_the_result_has_the_promised_keys_and_says_which_data(
     trained: tuple[Path, Any], text_file: Path
 ) -> None:
-    """Flat, the best model's loss in bits too, and the data's name without folders."""
+    """Flat, the final model's loss in bits too, and the data's name without folders."""
     out, ended = trained
     result = result_of(out)
     assert result.keys() == KEYS
     assert result["data"] == {"name": "sonnet.txt", "sha256": sha256_of(text_file)}
     assert (result["seed"], result["steps"], result["device"]) == (0, 60, "cpu")
     assert result["best_val_loss"] <= result["val_loss"]
-    assert result["bits_per_character"] == pytest.approx(result["best_val_loss"] / math.log(2))
+    assert result["bits_per_character"] == pytest.approx(result["val_loss"] / math.log(2))
+    assert result["bits_per_byte"] == pytest.approx(result["bits_per_character"])  # all ASCII
     assert 0 < result["cpu_seconds"] < 600
     weights = open_checkpoint(out).tensors()
     assert result["parameters"] <= sum(tensor.numel() for tensor in weights.values())
@@ -78,15 +81,20 @@ def test_the_result_has_the_promised_keys_and_says_which_data(
 def test_the_loss_is_that_of_every_target_of_the_validation_split(
     trained: tuple[Path, Any], sonnet: str
 ) -> None:
-    """As `mean_nats` of the loaded model has it; the count of targets is told."""
+    """As `mean_nats` has it of the weights that were kept; the final ones' is what is told."""
     out, ended = trained
     loaded = load_run(out)
     text = read_text(loaded, find_data(loaded))
-    best = result_of(out)["best_val_loss"]
+    best, final = (result_of(out)[name] for name in ("best_val_loss", "val_loss"))
     assert mean_nats(loaded.model, text.val, 16) == pytest.approx(best, rel=1e-5)
+    weights = open_checkpoint(out).tensors()  # the newest ones
+    assert isinstance(loaded.model, nn.Module)
+    loaded.model.load_state_dict(weights)
+    assert mean_nats(loaded.model, text.val, 16) == pytest.approx(final, rel=1e-5)
     targets = len(sonnet) - int(0.9 * len(sonnet)) - 1
-    assert f"{best:.4f} nats, {best / math.log(2):.4f} bits per character over all " in ended.out
-    assert f"all {targets:,} targets" in ended.out
+    in_bits = f"{final / math.log(2):.4f}"
+    said = f"{final:.4f} nats, {in_bits} bits per character ({in_bits} per byte) over all "
+    assert f"{said}{targets:,} targets" in ended.out
 
 
 def test_a_model_learns_more_than_how_often_each_character_comes(
@@ -118,7 +126,7 @@ def test_a_text_with_romeo_in_it_is_sampled_from_romeo(
     ended = command("train", *tiny, *words)
     assert ended.code == 0, ended.error
     assert (tmp_path / "run" / "sample.txt").read_text().startswith("ROMEO:")
-    assert ended.out.splitlines()[-1].endswith(' --prompt "ROMEO:"')
+    assert ended.out.splitlines()[-1].endswith(" --prompt ROMEO:")
     assert command("generate", "--run", tmp_path / "run", "--prompt", "ROMEO:").code == 0
 
 
@@ -136,18 +144,26 @@ def test_the_best_model_is_kept_and_not_the_last(
     assert result["best_val_loss"] < result["val_loss"]
     sample = sample_text(loaded.model, loaded.vocabulary, "", 30, seed=0)
     assert (tmp_path / "run" / "sample.txt").read_text() == sample + "\n"
-    assert f"validation: {result['best_val_loss']:.4f} nats" in ended.out
+    assert f"validation: {result['val_loss']:.4f} nats" in ended.out
+    assert f"which were kept, had {result['best_val_loss']:.4f}: " in ended.out
+    assert result["bits_per_character"] == pytest.approx(result["val_loss"] / math.log(2))
 
 
 def test_a_text_of_ones_own_may_have_new_characters_at_its_end(
     command: Command, tiny: tuple[object, ...], tmp_path: Path
 ) -> None:
-    """The vocabulary is that of the whole text, so that validation has nothing unseen."""
-    (tmp_path / "own.txt").write_text("mein eigener Text " * 10 + "zum Schluß: größer")
-    words = ("--data", tmp_path / "own.txt", "--out", tmp_path / "run")
-    ended = command("train", *tiny, *words)
+    """The vocabulary is that of the whole text; the line to go on with can be pasted as it is."""
+    text = "mein eigener Text " * 10 + "zum Schluß: größer"
+    (tmp_path / "own.txt").write_text(text)
+    out = tmp_path / "my run's"
+    ended = command("train", *tiny, "--data", tmp_path / "own.txt", "--out", out)
     assert ended.code == 0, ended.error
-    assert "ß" in load_run(tmp_path / "run").vocabulary.characters
+    assert "ß" in load_run(out).vocabulary.characters
+    assert shlex.split(ended.out.splitlines()[-1])[-2:] == ["--run", str(out)]
+    result, targets = result_of(out), text[int(0.9 * len(text)) + 1 :]
+    share = len(targets) / len(targets.encode())
+    assert share < 1
+    assert result["bits_per_byte"] == pytest.approx(share * result["bits_per_character"])
 
 
 # -- seeds and resuming --------------------------------------------------------------------------
@@ -220,9 +236,10 @@ def test_the_default_data_are_shakespeare_or_what_stands_in(
         (("--n-layers", 3), "unknown flag --n-layers; did you mean --n-layer?"),
         (("--n-layer", "three"), "--n-layer three: expected"),
         (("--n-head", 3), "n_embd=128 must be a multiple of n_head=3"),
-        (("--preset", "hybrid", "--n", 0), "n=0 must be at least 1"),
+        (("--preset", "hybrid", "--n", 0), "must be from 1 to n=0"),
         (("--sample", -1), "sample=-1 must be at least 0"),
         (("--max-steps", -1), "max_steps=-1 must be at least 0"),
+        (("--max-steps", 0), "max_steps=0 must be at least 1"),
         (("--data", "nowhere.txt"), "no data set and no file is called 'nowhere.txt'"),
     ],
 )

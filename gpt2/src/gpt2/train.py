@@ -240,7 +240,7 @@ def resumed(words: Sequence[str]) -> TrainConfig | None:
     try:
         del saved["model"], saved["corpus"]
         return TrainConfig(**{**saved, "trainer": TrainerConfig(**saved["trainer"])})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"config.json is not that of a run of gpt2.train ({error})") from error
 
 

@@ -444,7 +444,7 @@ def _restored(saved: dict[str, Any]) -> TrainConfig:
             "trainer": TrainerConfig(**saved["trainer"]),
         }
         return TrainConfig(**values)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtefactError(
             f"config.json is not that of a run of makemore.train ({error})"
         ) from error

@@ -1,11 +1,16 @@
 """Measure a model: `python -m mingpt.evaluate --run runs/mingpt/... [--data FILE]`.
 
 The measure is the mean of -log p(character | the characters before it in its window), over every
-character of the text but its first. In nats; divided by log 2, bits.
+character of the text but its first. In nats; divided by log 2, bits. Models that read other units
+are compared by bits per byte: the bits of all these characters, divided by their bytes in UTF-8.
 
 A window's first character has one character before it, its last has block_size: with windows that
 do not overlap a model is measured at every length of context alike, and the loss by position tells
 what context is worth. `--stride` lets windows overlap, so that a character is predicted from more.
+
+A hybrid sees more than the window: its n-grams read on across windows, so that its first character
+too is predicted from the n - 1 before it (the transformer's part sees the window alone). With
+`--within-windows` they begin where the window does, as in `generate`.
 """
 
 import json
@@ -21,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text as RichText
 
-from mingpt.data import FloatArray, Text, cut, target_nats
+from mingpt.data import FloatArray, Text, Vocabulary, Windowed, Windows, cut, target_nats
+from mingpt.hybrid import Hybrid
 from mingpt.load import Loaded, choose_run, find_data, load_run, read_text, trained_on
 from mingpt.model import LanguageModel
 from shared import cli
@@ -43,10 +49,14 @@ class EvaluateConfig:
     """A text file or a data set's name; that of the run if not given."""
     split: SplitName | None = None
     """The last tenth (val), what comes before it (train), or all. If not given, val of the text
-    that the run was trained on, all of any other."""
+    that the run was trained on, all of any other. A hybrid has counted the former's other parts,
+    and so would look them up: only val can be measured."""
     stride: int | None = None
     """Characters from one window to the next: each character is predicted from more than
     block_size - stride others. block_size if not given: windows that do not overlap."""
+    within_windows: bool = False
+    """Have a hybrid's n-grams see the window alone, as its transformer does; without, they read on
+    across windows. Other models see the window alone anyhow."""
     batch_size: int = 64
     """Windows per forward pass; they change nothing but the speed."""
     json: bool = False
@@ -61,6 +71,12 @@ class EvaluateConfig:
 def bits(nats: float) -> float:
     """Turn nats into bits."""
     return nats / math.log(2)
+
+
+def bits_per_byte(nats: float, targets: IntArray, vocabulary: Vocabulary) -> float:
+    """Turn the mean nats of characters `targets` (N,) into bits for each of their UTF-8 bytes."""
+    size = len(vocabulary.decode(targets.tolist()).encode("utf-8", "surrogatepass"))
+    return bits(nats) * len(targets) / size
 
 
 def by_position(nats: FloatArray, positions: IntArray) -> list[dict[str, float]]:
@@ -87,20 +103,30 @@ def by_position(nats: FloatArray, positions: IntArray) -> list[dict[str, float]]
 
 
 def measure(
-    model: LanguageModel, ids: IntArray, stride: int | None = None, batch_size: int = 64
+    model: LanguageModel,
+    ids: IntArray,
+    stride: int | None = None,
+    batch_size: int = 64,
+    within_windows: bool = False,
 ) -> dict[str, Any]:
-    """Measure a model on ids, every target of which counts once; see `EvaluateConfig.stride`.
+    """Measure a model on ids, every target of which counts once.
 
+    See `EvaluateConfig` for the stride and `within_windows`, which is returned as it was in fact.
     Raises DataError for fewer than two ids, ValueError for a stride above the model's block_size,
     NumericalError for a model whose scores are not numbers.
     """
-    windows = cut(model, ids, stride)
+    within_windows = within_windows or not isinstance(model, Windowed)
+    if within_windows:  # without hints, a hybrid looks up what the window shows
+        windows = Windows(ids, model.block_size, jitter=False, stride=stride)
+    else:
+        windows = cut(model, ids, stride)
     nats = target_nats(model, windows, batch_size)
     mean = float(nats.mean())
     return {
         "targets": len(nats),
         "block_size": windows.block_size,
         "stride": windows.stride,
+        "within_windows": within_windows,
         "nats_per_character": mean,
         "bits_per_character": bits(mean),
         "by_position": by_position(nats, windows.positions()),
@@ -121,8 +147,9 @@ def choose_part(text: Text, split: SplitName | None, own: bool) -> tuple[SplitNa
 def evaluate(loaded: Loaded, config: EvaluateConfig) -> dict[str, Any]:
     """Measure a trained model as `config` says; return what `main` tells.
 
-    Raises UsageError for data that are not found or a stride that is too long, DataError, listing
-    them, for characters that the model does not know, and what `measure` raises.
+    Raises UsageError for data that are not found, a stride that is too long or a text that a
+    hybrid has counted, DataError, listing them, for characters that the model does not know, and
+    what `measure` raises.
     """
     model = loaded.model
     if config.stride is not None and config.stride > model.block_size:
@@ -132,11 +159,19 @@ def evaluate(loaded: Loaded, config: EvaluateConfig) -> dict[str, Any]:
     dataset = find_data(loaded, config.data)
     own = trained_on(loaded, dataset)
     split, ids = choose_part(read_text(loaded, dataset), config.split, own)
+    if own and split != "val" and isinstance(model, Hybrid):
+        raise UsageError(
+            f"--split {split}: the hybrid has counted this text, and would look it up; "
+            "take --split val, or another text with --data"
+        )
+    measured = measure(model, ids, config.stride, config.batch_size, config.within_windows)
+    nats = measured["nats_per_character"]
     return {
         "run": str(loaded.path),
         "model": loaded.name,
         "data": {"name": dataset.name, "sha256": dataset.sha256, "split": split},
-        **measure(model, ids, config.stride, config.batch_size),
+        **measured,
+        "bits_per_byte": bits_per_byte(nats, ids[1:], loaded.vocabulary),
     }
 
 
@@ -165,14 +200,18 @@ def main(config: EvaluateConfig) -> None:
         return
     console, data = Console(soft_wrap=True), result["data"]
     overlap = "which do not overlap" if result["stride"] == result["block_size"] else "overlapping"
+    reach = "see the window" if result["within_windows"] else "read on across windows"
+    n_grams = {"n-grams": reach} if isinstance(loaded.model, Hybrid) else {}
     cli.print_settings(
         console,
         f"{loaded.name} of {loaded.path} on {data['name']} ({data['split']})",
         {
             "nats per character": f"{result['nats_per_character']:.4f}",
             "bits per character": f"{result['bits_per_character']:.4f}",
+            "bits per byte": f"{result['bits_per_byte']:.4f}",
             "targets": f"{result['targets']:,}, each once",
             "windows": f"{result['block_size']}, every {result['stride']}: {overlap}",
+            **n_grams,
         },
     )
     console.print("\nby position in the window, from 0:")

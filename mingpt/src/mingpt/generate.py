@@ -85,8 +85,11 @@ def generate(
     """Continue ids (B, T) and yield the next ids (B,), `max_new_tokens` times.
 
     Of more than block_size ids the last block_size are read. Without `cached` the whole window is
-    read for every character, to the same effect. Raises ValueError for an empty prompt or an id
-    that the model does not have, and what `sample` raises.
+    read for every character, to the same effect. When the window is full and its later half is
+    read again, a hybrid's n-grams too begin at that half.
+
+    Raises ValueError for an empty prompt or an id that the model does not have, and what `sample`
+    raises.
     """
     check_sampling(temperature, top_k, top_p)
     if idx.size(1) == 0:

@@ -6,6 +6,7 @@ and `result.json`. Which models there are, and how each is trained, is in `recip
 
 import argparse
 import contextlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 
 from mingpt import recipes
 from mingpt.data import Text, check_length, find_data, load_text
-from mingpt.evaluate import bits
+from mingpt.evaluate import bits, bits_per_byte
 from mingpt.generate import sample_text
-from mingpt.load import PACKAGE, check_fit
+from mingpt.load import PACKAGE, check_fit, wrong_types
 from mingpt.model import LanguageModel, count_parameters
 from shared import cli, files, parallel
 from shared.checkpoint import CONFIG, open_checkpoint
@@ -55,6 +56,8 @@ class Shape:
     """Share of numbers zeroed in training."""
     positions: str | None = None
     """How the model knows places: learned, sinusoidal, rotary or none."""
+    scaled: bool | None = None
+    """Multiply embeddings by sqrt(n_embd), as the paper does."""
     norm: str | None = None
     """Layer norm with gain and bias (layer), or without them (plain)."""
     norm_place: str | None = None
@@ -102,8 +105,9 @@ class TrainConfig:
     shakespeare if not given, or python-docs where that can't be had. Its first 90% are trained on,
     the rest is for validation."""
     preset: str = DEFAULT_PRESET
-    """What to train and, with it, how: default, hybrid, nanogpt, paper, ... The flags below change
-    parts of it; defaults shown are those of this preset."""
+    """What to train and, with it, how: default, hybrid, default-5min, hybrid-5min,
+    hybrid-20min or nanogpt. The flags below change parts of it; defaults shown are those of this
+    preset. Its shape, whose flags show none, is printed at the start."""
     shape: Shape = Shape()
     out: Path | None = None
     """Run folder; runs/mingpt/<start time> if not given."""
@@ -116,9 +120,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.sample < 0:
             raise ValueError(f"sample={self.sample} must be at least 0")
+        if self.trainer.max_steps < 1:
+            raise ValueError(f"max_steps={self.trainer.max_steps} must be at least 1")
         config, given = recipes.find(self.preset).config, self.shape.given()
         parts = given.keys() & {field.name for field in fields(config)}
         replace(config, **{name: given[name] for name in parts})  # refuses what cannot work
+
+    @property
+    def block_size(self) -> int:
+        """Characters of context that the model will have."""
+        return self.shape.block_size or recipes.find(self.preset).config.block_size
 
     def saved(self, text: Text, model: LanguageModel) -> dict[str, Any]:
         """Return what config.json keeps: all that decides the result, data and model included."""
@@ -161,15 +172,20 @@ def fit(
     """Train a model and leave it with the best weights, ready to use.
 
     Best are those of the lowest validation loss, also if a resumed run ends with worse ones.
-    Returns the final and best metrics by name, and with them `steps`, `seconds` and `cpu_seconds`
-    of the whole run; the CPU seconds are all that the process took until then. Raises what
-    `Trainer` raises, and ArtefactError for a run to be resumed that has saved another model.
+    Returns the final and best metrics by name. `val_loss`, that of the final weights, is what a
+    run is to be judged by: `best_val_loss` is the least of several on the same text, and so lower
+    than on a new one.
+
+    With them come `steps`, `seconds` and `cpu_seconds` of the training of all sessions; to the CPU
+    seconds is added what this process took before: imports, reading and, for a hybrid, counting.
+    What the sessions before a --resume took for that is lost. Raises what `Trainer` raises, and
+    ArtefactError for a run to be resumed that has saved another model.
     """
     assert isinstance(model, nn.Module)  # as all language models are
-    examples, validation = recipes.examples(model, text)
-    before = cpu_seconds()  # imports, reading and counting
     if run.resumed:
-        check_resumable(run, model)
+        check_resumable(run, model)  # first: a hybrid's counting takes seconds
+    examples, validation = recipes.examples(model, text)
+    before = cpu_seconds()
     trainer = Trainer(
         settings,
         model,
@@ -205,9 +221,9 @@ def main(config: TrainConfig) -> None:
         with world.main_first():  # a mistake in here leaves no run behind
             text = load_text(find_data(config.data, quiet=not world.is_main))
         world.same_everywhere(text.sha256, "data")
+        check_length(text, config.block_size)  # before a model of any size is made
         torch.manual_seed(settings.seed)
         model = recipes.build(config.preset, len(text.vocabulary), **config.shape.given())
-        check_length(text, model.block_size)
         with Run.open(
             PACKAGE,
             config.out,
@@ -263,6 +279,7 @@ def report(
     """Write result.json and sample.txt, and show what a person wants."""
     assert isinstance(model, nn.Module)  # as all language models are
     val, best = metrics["val_loss"], metrics["best_val_loss"]
+    per_byte = bits_per_byte(val, text.val[1:], text.vocabulary)
     clocks = {name: metrics[name] for name in ("seconds", "cpu_seconds")}
     rest = {name: value for name, value in metrics.items() if name not in (*clocks, "steps")}
     run.write_result(
@@ -272,7 +289,7 @@ def report(
         data_sha256=text.sha256,
         parameters=count_parameters(model),
         steps=int(metrics["steps"]),
-        metrics={**rest, "bits_per_character": bits(val)},
+        metrics={**rest, "bits_per_character": bits(val), "bits_per_byte": per_byte},
         **clocks,
     )
     prompt = PROMPT if set(PROMPT) <= set(text.vocabulary.characters) else ""
@@ -282,17 +299,15 @@ def report(
         files.write_file(run.folder / "sample.txt", f"{sample}\n".encode())
         print(f"\n{sample}\n")
     print(
-        f"validation: {val:.4f} nats, {bits(val):.4f} bits per character over all "
-        f"{len(text.val) - 1:,} targets, {clocks['cpu_seconds']:,.0f} CPU seconds"
+        f"validation: {val:.4f} nats, {bits(val):.4f} bits per character ({per_byte:.4f} per "
+        f"byte) over all {len(text.val) - 1:,} targets, {clocks['cpu_seconds']:,.0f} CPU seconds"
     )
     if best < val:
         print(f"the best weights, which were kept, had {best:.4f}: more steps than the text bears")
     if draw(config, run):
         print(f"plot: {run.folder / 'loss.png'}")
-    print(
-        f"next: python -m mingpt.generate --run {run.folder}"
-        + f' --prompt "{prompt}"' * bool(prompt)
-    )
+    flags = ["--run", str(run.folder), *(["--prompt", prompt] if prompt else [])]
+    print(f"next: python -m mingpt.generate {shlex.join(flags)}")
 
 
 def draw(config: TrainConfig, run: Run) -> bool:
@@ -325,6 +340,11 @@ def _restored(saved: dict[str, Any]) -> TrainConfig:
     """Return the settings of a run from its config.json; its shape is the whole of its model's."""
     try:
         model, names = saved["model"], {field.name for field in fields(Shape)}
+        shape = type(recipes.find(model["recipe"]).config)
+        parts = ((TrainConfig, {"data": saved["data"], "sample": saved["sample"]}), (shape, model))
+        for kind, values in (*parts, (TrainerConfig, saved["trainer"])):
+            if wrong := wrong_types(kind, values):
+                raise TypeError("; ".join(wrong))
         return TrainConfig(
             data=saved["data"],
             preset=model["recipe"],
@@ -332,7 +352,7 @@ def _restored(saved: dict[str, Any]) -> TrainConfig:
             sample=saved["sample"],
             trainer=TrainerConfig(**saved["trainer"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:  # UsageError, too
         raise ArtefactError(
             f"config.json is not that of a run of mingpt.train ({error})"
         ) from error
