@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mingpt import solve
 from mingpt.solve import ALL, STEPS, Answer, Job, exact_match, example_rows, load, recipe
 from mingpt.tasks import TASKS
 from shared import cli
-from shared.checkpoint import open_checkpoint
+from shared.checkpoint import Checkpoint, open_checkpoint
 from shared.files import sha256_of, write_json
 
 TINY = ("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--batch-size", "8", "--tests", "20")
@@ -153,8 +154,9 @@ def test_questions_that_cannot_be_answered_are_one_line(
 @pytest.mark.parametrize(
     ("part", "name", "value", "said"),
     [
-        ("model", "n_embd", 32, "size mismatch for wte.weight"),
-        ("model", "n_layer", 2, "Missing key"),
+        ("model", "n_embd", 32, "n_embd: checkpoint 16, asked 32"),
+        ("model", "n_layer", 2, "decoder.1.around_attention.norm.bias: absent"),
+        ("model", "n_embd", 33, "n_embd=33 must be a multiple of n_head=2"),
         ("model", "vocab_size", 99, "do not fit task add2"),
         ("model", "colour", "red", "colour"),
         ("", "task", "sums", "not a run of mingpt.solve"),
@@ -163,10 +165,10 @@ def test_questions_that_cannot_be_answered_are_one_line(
 def test_case_18_a_checkpoint_of_another_config_is_refused(
     trained: Path, tmp_path: Path, part: str, name: str, value: object, said: str
 ) -> None:
-    """Exit code 4, and what does not fit."""
+    """Exit code 4, and which fields differ."""
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
-    checkpoint = open_checkpoint(folder, best=True)
+    checkpoint = open_checkpoint(folder)
     config = checkpoint.json()
     (config[part] if part else config)[name] = value
     with pytest.MonkeyPatch.context() as patch:
@@ -174,6 +176,66 @@ def test_case_18_a_checkpoint_of_another_config_is_refused(
         with pytest.raises(ValueError, match=said) as error:
             load(folder)
     assert getattr(error.value, "exit_code", None) == 4
+
+
+def test_case_18_a_run_is_not_resumed_with_another_shape(trained: Path, command: Command) -> None:
+    """Exit code 4 with the field, before any step."""
+    code, _, said = command("--resume", "--out", trained, "--n-embd", "32")
+    assert code == 4
+    assert "model.n_embd: 16 -> 32" in said
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "said"),
+    [
+        ("", "", [1], "list indices"),
+        ("model", "n_embd", 65, "n_embd=65 must be a multiple"),
+        ("", "task", "srt", "no task 'srt'"),
+        ("trainer", "max_steps", "many", "not supported between"),
+    ],
+)
+def test_a_torn_config_of_a_run_is_refused_on_resume(
+    tmp_path: Path, command: Command, part: str, name: str, value: object, said: str
+) -> None:
+    """Exit code 4 and one line, whatever config.json holds."""
+    config: Any = recipe(TASKS["sort"]).saved("d")
+    if name:
+        (config[part] if part else config)[name] = value
+    write_json(tmp_path / "config.json", config if name else value)
+    code, _, error = command("--resume", "--out", tmp_path)
+    assert code == 4
+    assert error.startswith("error: config.json is not that of a run of mingpt.solve (")
+    assert said in error
+
+
+def test_an_answer_that_is_no_day_is_marked(
+    trained: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As text and as JSON; a question without a date has exit code 3."""
+    task = TASKS["dates"]
+    said = torch.from_numpy(task.encode(["1999-02-31"]))
+    monkeypatch.setattr(solve, "load", lambda _: (None, task))
+    monkeypatch.setattr(solve, "beam_search", lambda *_, **__: (said, torch.zeros(1)))
+    words = ("--run", trained, "--ask")
+    assert command(*words, "31.2.1999")[:2] == (0, "1999-02-31   (no such day)\n")
+    assert json.loads(command(*words, "31.2.1999", "--json")[1])["flaw"] == "no such day"
+    assert command(*words, "hello")[0] == 3
+
+
+def test_the_weights_of_the_last_step_are_the_ones_that_count(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation chooses nothing: the checkpoint marked best is not asked for."""
+    asked: list[bool] = []
+
+    def spy(path: Path, best: bool = False) -> Checkpoint:
+        asked.append(best)
+        return open_checkpoint(path, best)
+
+    monkeypatch.setattr(solve, "open_checkpoint", spy)
+    load(trained)
+    assert asked == [False]
+    assert open_checkpoint(trained).path.name == "step-00000004"
 
 
 # -- usage ---------------------------------------------------------------------------------------
@@ -188,6 +250,13 @@ def test_case_18_a_checkpoint_of_another_config_is_refused(
         (("sort", "--tests", "0"), "tests=0 must be at least 1"),
         (("sort", "--tests", "99999"), "tests=99999 must be at most 10000"),
         (("sort", "--alpha", "-1"), "alpha=-1.0 must be at least 0"),
+        (("sort", "--alpha", "nan"), "alpha=nan must be at least 0 and at most 10"),
+        (("sort", "--alpha", "1e9"), "alpha=1000000000.0 must be at least 0 and at most 10"),
+        (("sort", "--beam", "65"), "beam=65 must be at most 64"),
+        (("sort", "--seeds", "3"), "--seeds: not used with sort; leave it out"),
+        (("all", "--beam", "1"), "--beam: not used with all"),
+        (("all", "--n-embd", "32", "--seed", "1"), "--n-embd, --seed: not used with all"),
+        (("--ask", "1", "--tests", "5"), "--tests, --out: not used with --ask"),
         (("sort", "--n-head", "3", "--max-steps", "0"), "n_embd=64 must be a multiple"),
         (("sort", "--vocab-size", "99"), "vocab_size=99"),
         (("sort", "--sed", "1"), "unknown flag --sed; did you mean --seed?"),
@@ -195,9 +264,14 @@ def test_case_18_a_checkpoint_of_another_config_is_refused(
     ],
 )
 def test_usage_errors_are_one_line(
-    words: Sequence[str], said: str, tmp_path: Path, command: Command
+    words: Sequence[str],
+    said: str,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Exit code 2, the value and the remedy, and no run folder."""
+    monkeypatch.setattr(solve, "solve_all", lambda _: None)  # were it reached, it would take long
     out = tmp_path / "run"
     code, _, error = command(*words, *(("--out", out) if words else ()))
     assert code == 2
@@ -239,21 +313,38 @@ def test_all_tabulates_every_task_and_seed_and_ends_with_6_below_the_goal(
     assert "98.0%" in out
 
 
-def test_all_keeps_what_is_done_and_does_not_judge_shortened_runs(
+def test_all_goes_on_with_resume_only_and_does_not_judge_shortened_runs(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second call has only the new seed to do; with --max-steps nothing is below the goal."""
+    """With --resume only the new seed is to do; other settings are refused."""
     asked: list[list[str]] = []
 
     def count(jobs: Sequence[Job], *_: object) -> list[Any]:
-        asked.append([job.name for job in jobs])
+        asked.append([f"{job.name} {job.max_steps}" for job in jobs])
         return pretend({"copy (seed 0)": 0.1})(jobs)
 
     monkeypatch.setattr("mingpt.solve.work_off", count)
     assert command(ALL, "--max-steps", "5", "--out", tmp_path)[0] == 0
-    assert command(ALL, "--max-steps", "5", "--seeds", "2", "--out", tmp_path)[0] == 0
-    assert asked[0] == [f"{name} (seed 0)" for name in TASKS]
-    assert asked[1] == [f"{name} (seed 1)" for name in TASKS]
+    code, _, said = command(ALL, "--out", tmp_path)
+    assert code == 2
+    assert "is not empty" in said
+    code, _, said = command(ALL, "--resume", "--max-steps", "6", "--out", tmp_path)
+    assert code == 4
+    assert "max_steps: 5 -> 6" in said
+    assert command("--resume", "--seeds", "2", "--out", tmp_path)[0] == 0
+    assert asked == [[f"{name} (seed {seed}) 5" for name in TASKS] for seed in (0, 1)]
+
+
+def test_all_may_stand_behind_its_flags(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every task has its recipe's steps and is judged; the next command asks one of the runs."""
+    monkeypatch.setattr("mingpt.solve.work_off", pretend({"add2 (seed 0)": 0.5}))
+    code, out, said = command("--tests", "1000", "--out", tmp_path, ALL)
+    assert (code, said) == (6, "error: below 99% exact match: add2 (seed 0)")
+    rows = json.loads((tmp_path / "tasks.json").read_text())["runs"]
+    assert rows[0]["command"] == "python -m mingpt.solve copy --seed 0"
+    assert f"next: python -m mingpt.solve --run {tmp_path}/runs/add3-0 --ask " in out
 
 
 def test_a_job_is_a_command_to_repeat(tmp_path: Path) -> None:

@@ -174,8 +174,14 @@ def test_what_a_person_types_becomes_a_source(name: str, typed: str, source: str
         ("sort", "3 x 2", "expected digits such as '012'"),
         ("sort", "", "expected digits"),
         ("copy", "a" * 17, "17 characters, trained for 16 at most"),
-        ("dates", "3rd of März", "expected a date"),
-        ("dates", " ", "expected a date"),
+        ("dates", "3rd of März", "expected day, month and year"),
+        ("dates", " ", "expected day, month and year"),
+        ("dates", "hello", "'hello': expected day, month and year"),
+        ("dates", "march", "expected day, month and year"),
+        ("dates", "1998", "expected day, month and year"),
+        ("dates", "3 mar apr 98", "expected day, month and year"),
+        ("dates", "3 mar 98" * 99, r"'(3 mar 98){5}\.\.\.': expected"),
+        ("copy", "a" * 999, r"'a{40}\.\.\.': 999 characters"),
         ("add2", "100+1", "expected a sum of two numbers, 0 to 99"),
         ("add2", "1+2+3", "expected a sum"),
         ("add3", "٣+٤", "expected a sum"),
@@ -185,6 +191,17 @@ def test_what_a_task_cannot_mean_is_refused(name: str, typed: str, said: str) ->
     """The error says what is expected."""
     with pytest.raises(DataError, match=said):
         TASKS[name].read(typed)
+
+
+def test_every_date_that_is_drawn_may_be_typed_and_has_no_flaw() -> None:
+    """All formats are understood; a day that the calendar lacks has a flaw."""
+    dates = TASKS["dates"]
+    for source, target in dates.draw(np.random.default_rng(4), 2000):
+        assert dates.read(source) == source
+        assert dates.flaw(target) == ""
+    for wrong in ("1999-02-31", "2002-07-00", "1999-2-3", "19990203", "", "?"):
+        assert dates.flaw(wrong) == "no such day"
+    assert TASKS["sort"].flaw("21") == ""
 
 
 def test_a_sum_is_shown_as_people_write_it() -> None:

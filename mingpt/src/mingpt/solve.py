@@ -8,7 +8,11 @@ greedy and by beam search. The run folder has the model (`checkpoints/`), `metri
     python -m mingpt.solve --ask "3 1 2"            ask the model trained last (or --run FOLDER)
     python -m mingpt.solve all --seeds 3 --out DIR  every task with seeds 0, 1, 2: tasks.md, .json
 
-`all` ends with exit code 6 where a run stays below 99 %.
+`all` ends with exit code 6 where a run stays below 99 %; interrupted, it goes on with --resume.
+
+The model is the paper's, but small (2 + 2 layers, 64 channels) and with learned positions for the
+sums. It is trained otherwise than the paper's: by Muon and a rate that falls to zero on a line, not
+by Adam and the schedule of section 5.3, and without dropout and label smoothing.
 """
 
 import hashlib
@@ -28,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from mingpt.load import check_fit
 from mingpt.model import count_parameters
 from mingpt.tasks import TASKS, Endless, Fixed, Pair, Task, draw_held_out
 from mingpt.transformer import Transformer, TransformerConfig, beam_search, greedy, loss
@@ -46,15 +51,15 @@ PACKAGE = "mingpt-solve"
 ALL = "all"
 GOAL = 0.99  # share of the test that a trained model answers to the last character
 VALIDATION = 200  # held-out examples beside the test, to follow the training by
-MAX_TESTS = 10_000
+MAX_TESTS, MAX_BEAM, MAX_ALPHA = 10_000, 64, 10.0
 SHOWN = 5  # right answers in the table; of wrong ones there may be ten
 AT_ONCE = 250  # examples answered together
 
-# What all recipes share. Fresh examples need no dropout and no smoothing; with so few steps a rate
-# that falls to zero ends lower than the paper's (--schedule inverse_sqrt), which never gets there.
+# What all recipes share. Examples are always new, so that there is nothing to regularize. The
+# paper's schedule is --schedule inverse_sqrt; its rate never falls to zero, this one does.
 SHAPE = TransformerConfig(n_layer=2, n_head=4, n_embd=64)
 TRAINER = TrainerConfig(
-    max_steps=500,
+    max_steps=0,  # the steps of the task, once it is known
     batch_size=128,
     optimizer="muon",
     learning_rate=3e-3,
@@ -81,7 +86,7 @@ class SolveConfig:
     """What to learn and how, or what to ask a model that has learnt."""
 
     task: tyro.conf.Positional[str] = ""
-    """copy, reverse, sort, dates, add2 or add3, or all of them; before any flag."""
+    """copy, reverse, sort, dates, add2 or add3, before any flag; or all of them."""
     ask: str | None = None
     """Train nothing: give this to a trained model and print what it answers."""
     run: Path | None = None
@@ -91,15 +96,15 @@ class SolveConfig:
     tests: int = 1000
     """Held-out examples to answer at the end."""
     beam: int = 4
-    """Beginnings that beam search keeps; 1 is greedy search."""
+    """Beginnings that beam search keeps, 1 to 64; 1 is greedy search."""
     alpha: float = 0.6
-    """Beam search's length penalty (Wu et al., 2016); 0 favours short answers."""
+    """Beam search's length penalty (Wu et al., 2016), 0 to 10; 0 favours short answers."""
     seeds: int = 1
     """For all: runs of each task, with seeds 0, 1, ..."""
-    workers: int = 1
+    workers: int = 0
     """For all: processes at a time, each on one thread; 0 takes the usable cores."""
     out: Path | None = None
-    """Run folder; runs/mingpt-solve/<start time> if not given."""
+    """Run folder; runs/mingpt-solve/<start time> if not given (for all: mingpt-solve-all)."""
     resume: bool = False
     """Continue the run in --out, or the one started last; its settings hold unless flags differ."""
     model: TransformerConfig = NO_TASK
@@ -114,11 +119,13 @@ class SolveConfig:
         for name in ("tests", "beam", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.tests > MAX_TESTS:
-            raise ValueError(f"tests={self.tests} must be at most {MAX_TESTS}")
-        for name in ("alpha", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        for name, most in (("tests", MAX_TESTS), ("beam", MAX_BEAM)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name}={getattr(self, name)} must be at most {most}")
+        if not 0 <= self.alpha <= MAX_ALPHA:  # refuses nan as well
+            raise ValueError(f"alpha={self.alpha} must be at least 0 and at most {MAX_ALPHA:g}")
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers} must be at least 0")
         if self.task in TASKS and self.ask is None:
             self._check_model(TASKS[self.task])
 
@@ -139,12 +146,29 @@ class SolveConfig:
             del values[name]
         return {**values, "test_sha256": digest}
 
+    def saved_all(self) -> dict[str, Any]:
+        """Return what config.json of all tasks keeps: all that decides the table."""
+        how = {task.name: recipe(task) for task in TASKS.values()}
+        return {
+            "task": ALL,
+            "seeds": self.seeds,
+            "tests": self.tests,
+            "max_steps": self.trainer.max_steps,
+            "how": {
+                name: {"model": asdict(each.model), "trainer": asdict(each.trainer)}
+                for name, each in how.items()
+            },
+        }
+
 
 # What may differ between a run and its continuation without making it another run.
 MAY_CHANGE = ["tests", "beam", "alpha", "test_sha256", *(f"trainer.{name}" for name in (
     "max_steps", "eval_every", "eval_batch_size", "checkpoint_every", "keep_checkpoints",
     "log_every", "device", "threads", "dist_timeout", "profile", "wandb", "compile",
 ))]  # fmt: skip
+
+
+MAY_CHANGE_ALL = ["seeds"]  # more runs of the same kind
 
 
 def recipe(task: Task) -> SolveConfig:
@@ -259,9 +283,10 @@ def fit(
     run: Run,
     world: World,
 ) -> dict[str, float]:
-    """Train and leave `model` with the weights of the lowest validation loss, ready to answer.
+    """Train and leave `model` with the weights of the last step, ready to answer.
 
-    Returns the metrics by name, and with them `steps`, `seconds` and `cpu_seconds`.
+    Validation examples choose nothing: they may share a day or a sum with the test. Returns the
+    metrics by name, and with them `steps`, `seconds` and `cpu_seconds`.
     """
     trainer = Trainer(
         config.trainer,
@@ -273,7 +298,6 @@ def fit(
         validation=Fixed(task, validation),
     )
     metrics, state = trainer.fit(), trainer.state
-    model.load_state_dict(open_checkpoint(run.folder, best=True).tensors())
     model.to("cpu").eval()
     clocks = {"seconds": state.seconds, "cpu_seconds": state.cpu_seconds}
     return {**metrics, "steps": state.step, **clocks}
@@ -325,9 +349,13 @@ def report(
         right = sum(each.right for each in answers)
         told = f"{name}: {right:,} of {len(answers):,} held-out examples right"
         console.print(f"{told}, {exact_match(answers):.2%} exact match", highlight=False)
-    console.print(
-        f'next: python -m mingpt.solve --run {run.folder} --ask "{pairs[0][0]}"', highlight=False
-    )
+    tell_next(console, run.folder, pairs[0])
+
+
+def tell_next(console: Console, folder: Path, example: Pair) -> None:
+    """Print the command that asks a run."""
+    words = ["python", "-m", "mingpt.solve", "--run", str(folder), "--ask", example[0]]
+    console.print(f"next: {shlex.join(words)}", markup=False, highlight=False)
 
 
 def example_rows(task: Task, plain: Sequence[Answer], beamed: Sequence[Answer]) -> list[list[str]]:
@@ -346,12 +374,13 @@ def example_rows(task: Task, plain: Sequence[Answer], beamed: Sequence[Answer]) 
 
 
 def load(path: Path) -> tuple[Transformer, Task]:
-    """Load the best model of a run of this command, in evaluation mode, and its task.
+    """Load the model of a run of this command, in evaluation mode, and its task.
 
-    Raises UsageError where there is none, ArtefactError when it is damaged, another command's, or
-    its weights do not fit its configuration.
+    The weights are those of the newest checkpoint. Raises UsageError where there is none,
+    ArtefactError when it is damaged, another command's, or its weights do not fit its
+    configuration, naming the fields that differ.
     """
-    checkpoint = open_checkpoint(path, best=True)
+    checkpoint = open_checkpoint(path)
     match checkpoint.json():
         case {"task": str(name), "model": dict(saved), "test_sha256": str()} if name in TASKS:
             task = TASKS[name]
@@ -361,12 +390,11 @@ def load(path: Path) -> tuple[Transformer, Task]:
         shape = TransformerConfig(**saved)
         replace(recipe(task), model=shape)  # refuses other ids than the task's
         model = Transformer(shape)
-        model.load_state_dict(checkpoint.tensors())
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError) as error:
         reason = cli.one_line(str(error))
-        raise ArtefactError(
-            f"{checkpoint.path}: the weights do not fit the configuration: {reason}"
-        ) from error
+        raise ArtefactError(f"{checkpoint.path}: no model of mingpt.solve: {reason}") from error
+    check_fit(checkpoint, model, saved)
+    model.load_state_dict(checkpoint.tensors())
     return model.eval(), task
 
 
@@ -382,12 +410,14 @@ def ask(config: SolveConfig) -> None:
     found, scores = beam_search(model, ids, beam=config.beam, alpha=config.alpha)
     said = task.decode(found[0].tolist())
     right = None if task.solve is None else said == task.solve(source)
+    flaw = task.flaw(said)
     if config.json:
         told = {"task": task.name, "source": source, "target": said, "answer": task.show(said)}
-        print(json.dumps({**told, "score": float(scores[0]), "right": right}, indent=2))
+        score = float(scores[0])
+        print(json.dumps({**told, "score": score, "right": right, "flaw": flaw}, indent=2))
         return
-    mark = {None: "", True: "", False: "   (wrong)"}[right]
-    print(f"{task.show(said)}{mark}")
+    mark = "wrong" if right is False else flaw
+    print(task.show(said) + (f"   ({mark})" if mark else ""))
 
 
 # ---- all tasks
@@ -455,25 +485,28 @@ class Job:
 
 
 def solve_all(config: SolveConfig) -> None:
-    """Train every task with every seed; write tasks.json and tasks.md and print the table.
+    """Train every task with every seed, in a run folder that --resume goes on with."""
+    with Run.open(
+        f"{PACKAGE}-{ALL}",
+        config.out,
+        resume=config.resume,
+        config=config.saved_all(),
+        may_change=MAY_CHANGE_ALL,
+    ) as run:
+        work(config, run.folder)
 
-    Runs in OUT/runs that are done are kept. Raises NumericalError where one misses `GOAL`.
+
+def work(config: SolveConfig, folder: Path) -> None:
+    """Do the runs that are not done; write tasks.json and tasks.md and print the table.
+
+    Raises NumericalError where one misses `GOAL`, or a Failure with the exit code of the first
+    run that failed.
     """
-    folder = config.out or Path("runs") / f"{PACKAGE}-{ALL}"
-    jobs = [
-        Job(
-            task,
-            seed,
-            folder / "runs" / f"{task.name}-{seed}",
-            config.trainer.max_steps,
-            config.tests,
-        )
-        for task in TASKS.values()
-        for seed in range(config.seeds)
-    ]
+    console, jobs = Console(soft_wrap=True), all_jobs(config, folder)
     files.make_folder(folder / "runs")
     waiting = [job for job in jobs if not job.done]
-    failed = work_off(waiting, config.workers or usable_cores(), "; the same command goes on")
+    remedy = f"; continue with {ALL} --resume --out {folder}"
+    failed = work_off(waiting, config.workers or usable_cores(), remedy)
     results = [(job, job.result()) for job in jobs if job.done]
     rows = [result_row(job, result) for job, result in results]
     files.write_json(folder / "tasks.json", {"command": command(), "runs": rows})
@@ -481,11 +514,24 @@ def solve_all(config: SolveConfig) -> None:
     table = Table(*COLUMNS, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*cells(row))
-    Console(soft_wrap=True).print(table)
-    refuse_failed(failed, len(waiting))
+    console.print(table)
+    if results:
+        job = results[-1][0]
+        tell_next(console, job.folder, draw_held_out(job.task, 1)[0])
+    refuse_failed(failed, len(waiting), remedy)
     short = [job.name for job, result in results if result["exact_match"] < GOAL]
     if short and not config.trainer.max_steps:
         raise NumericalError(f"below {GOAL:.0%} exact match: {', '.join(short)}")
+
+
+def all_jobs(config: SolveConfig, folder: Path) -> list[Job]:
+    """Return the runs of all tasks and seeds, in the order of the table."""
+    steps, tests = config.trainer.max_steps, config.tests
+    return [
+        Job(task, seed, folder / "runs" / f"{task.name}-{seed}", steps, tests)
+        for task in TASKS.values()
+        for seed in range(config.seeds)
+    ]
 
 
 COLUMNS = ("task", "seed", "greedy", "beam", "steps", "CPU seconds", "parameters")
@@ -527,6 +573,10 @@ def results_markdown(rows: Sequence[dict[str, Any]]) -> str:
         f"{markdown_table(COLUMNS, [cells(row) for row in rows])}\n"
         f"greedy, beam: share of {tests:,} held-out examples answered to the last character. CPU "
         "seconds: training and test, one thread.\n\n"
+        "Unlike the paper: 2 + 2 layers of 64 channels; Muon (Adam for embeddings, norms and "
+        "biases) and a learning rate that falls to zero on a line, not Adam and the schedule of "
+        f"section 5.3; no dropout, no label smoothing; {' and '.join(LEARNED_POSITIONS)} with "
+        "learned positions.\n\n"
         f"`{command()}`\n"
     )
 
@@ -534,45 +584,80 @@ def results_markdown(rows: Sequence[dict[str, Any]]) -> str:
 # ---- the command
 
 
+USED_BY_ALL = ("task", "tests", "seeds", "workers", "out", "resume", "max_steps")
+USED_TO_ASK = ("task", "ask", "run", "json", "beam", "alpha")
+UNUSED_BY_A_TASK = ("run", "json", "seeds", "workers")
+
+
 def main(config: SolveConfig) -> None:
     """Train the paper's encoder-decoder on a task, or ask a trained one."""
+    changed = changes(config)
     if config.ask is not None:
+        refuse_unused("--ask", [name for name in changed if name not in USED_TO_ASK])
         ask(config)
     elif not config.task:
         raise UsageError(f"say which task to learn: {', '.join(TASKS)} or {ALL}; or --ask a run")
     elif config.task == ALL:
+        refuse_unused(ALL, [name for name in changed if name not in USED_BY_ALL])
         solve_all(config)
     else:
+        refuse_unused(config.task, [name for name in changed if name in UNUSED_BY_A_TASK])
         solve(config)
+
+
+def changes(config: SolveConfig) -> list[str]:
+    """Return the names of the fields that differ from those of a plain `SolveConfig`."""
+    flat = [
+        {
+            **{
+                name: value
+                for name, value in vars(each).items()
+                if name not in ("model", "trainer")
+            },
+            **vars(each.model),
+            **vars(each.trainer),
+        }
+        for each in (SolveConfig(), config)
+    ]
+    return [name for name, value in flat[1].items() if value != flat[0][name]]
+
+
+def refuse_unused(what: str, names: Sequence[str]) -> None:
+    """Raise UsageError for flags that would change nothing."""
+    if names:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+        raise UsageError(f"{flags}: not used with {what}; leave it out")
 
 
 def defaults(words: Sequence[str]) -> SolveConfig | None:
     """Return what holds where the command line is silent.
 
-    With --resume that is what the run was started with, else what the recipe of the task says;
-    for all tasks, every task's own steps.
+    With --resume that is what the run was started with, else what the recipe of the task says.
+    Whoever asks, or wants all tasks, gets what the dataclass says.
     """
-    name = words[0] if words else ""
-    if name == ALL:
-        return SolveConfig(task=ALL, trainer=replace(TRAINER, max_steps=0))
-    saved = saved_config(PACKAGE, words)
+    if any(word.partition("=")[0] == "--ask" for word in words):
+        return None
+    saved = saved_config(f"{PACKAGE}-{ALL}" if ALL in words else PACKAGE, words)
     if saved is not None:
         return _restored(saved)
-    return recipe(TASKS[name]) if name in TASKS else None
+    return recipe(TASKS[words[0]]) if words and words[0] in TASKS else None
 
 
-def _restored(saved: dict[str, Any]) -> SolveConfig:
-    """Return the settings of a run from its config.json."""
+def _restored(saved: Any) -> SolveConfig:
+    """Return the settings of a run, or of all, from its config.json."""
     try:
+        if saved["task"] == ALL:
+            trainer = replace(TRAINER, max_steps=saved["max_steps"])
+            return SolveConfig(
+                task=ALL, seeds=saved["seeds"], tests=saved["tests"], trainer=trainer
+            )
+        if saved["task"] not in TASKS:
+            raise ValueError(f"no task {saved['task']!r}")
         values = {name: value for name, value in saved.items() if name != "test_sha256"}
-        return SolveConfig(
-            **{
-                **values,
-                "model": TransformerConfig(**saved["model"]),
-                "trainer": TrainerConfig(**saved["trainer"]),
-            }
-        )
-    except (KeyError, TypeError) as error:
+        values["model"] = TransformerConfig(**saved["model"])
+        values["trainer"] = TrainerConfig(**saved["trainer"])
+        return SolveConfig(**values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtefactError(
             f"config.json is not that of a run of mingpt.solve ({error})"
         ) from error

@@ -12,14 +12,16 @@ never meet, whatever the seed:
     add2     09+47                   650            09+47 and 47+09
     add3     120+985                 5011
 
-The sums are written from the lowest digit up, as in minGPT's adder: the digit then depends on two
-digits and a carry that has just been seen. Numbers are padded with zeros to a fixed width there,
-so that a place always means the same power of ten. `Task.read` and `Task.show` are between these
-forms and what a person writes.
+The sums are written from the lowest digit up, as in minGPT's adder: a digit then depends on the two
+of its place and on the carry out of the place below, whose digits and sum have been seen. From the
+highest down it would depend on carries that are still to come. Numbers are padded with zeros to a
+fixed width there, so that a place always means the same power of ten. `Task.read` and `Task.show`
+are between these forms and what a person writes.
 
 Shapes: B batch, S source time, T target time; ids 0 to 2 are padding, start and end.
 """
 
+import datetime
 import hashlib
 import re
 import string
@@ -43,6 +45,7 @@ Batch = tuple[Tensor, Tensor, Tensor]  # source (B, S), target_in (B, T), target
 HELD_OUT_SHARE = 1 / 8  # of all there is to ask; add2, the smallest, keeps 1,204 of 10,000 sums
 TEST_SEED = 20170612  # of the held-out examples, the same for every run: the paper's first day
 ENDLESS = 2**40  # examples of an epoch: more than anyone will draw
+LONGEST_ECHO = 40  # characters of a question that an error message repeats
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Task:
     """Return the target of a source by other means than a network; None: there are none here."""
     show: Callable[[str], str] = str
     """Write a target as a person would."""
+    flaw: Callable[[str], str] = lambda _: ""
+    """Say why a text can be the target of no source; "" if it can, or where nothing is known."""
     key: Callable[[Pair], str] = lambda pair: pair[1]
     """Name what a pair is about: pairs of one key are held out together, or not at all."""
 
@@ -205,6 +210,11 @@ def draw_held_out(task: Task, number: int) -> list[Pair]:
     )
 
 
+def _echo(typed: str) -> str:
+    """Quote what a person typed, shortened."""
+    return repr(typed if len(typed) <= LONGEST_ECHO else f"{typed[:LONGEST_ECHO]}...")
+
+
 # ---- copy, reverse, sort
 
 LONGEST = 16  # characters to copy, reverse or sort
@@ -231,9 +241,11 @@ def _read_text(alphabet: str, name: str) -> Callable[[str], str]:
     def read(typed: str) -> str:
         text = re.sub(r"[\s,]", "", typed.lower())
         if not text or set(text) - set(alphabet):
-            raise DataError(f"{typed!r}: expected {name} such as {alphabet[:3]!r}")
+            raise DataError(f"{_echo(typed)}: expected {name} such as {alphabet[:3]!r}")
         if len(text) > LONGEST:
-            raise DataError(f"{typed!r}: {len(text)} characters, trained for {LONGEST} at most")
+            raise DataError(
+                f"{_echo(typed)}: {len(text)} characters, trained for {LONGEST} at most"
+            )
         return text
 
     return read
@@ -345,12 +357,33 @@ def _draw_dates(generator: np.random.Generator, number: int) -> list[Pair]:
 
 def _read_date(typed: str) -> str:
     text = " ".join(typed.lower().split())
-    if not text or set(text) - set(DATE_LETTERS) or len(text) > LONGEST_DATE:
+    known = not set(text) - set(DATE_LETTERS) and len(text) <= LONGEST_DATE
+    if not known or not _may_be_date(text):
         raise DataError(
-            f"{typed!r}: expected a date of at most {LONGEST_DATE} characters, such as "
-            "'3rd of March 1998', 'Mar 3, 98', '3.12.1998' (day first) or '12/3/1998' (month first)"
+            f"{_echo(typed)}: expected day, month and year in at most {LONGEST_DATE} characters, "
+            "such as '3rd of March 1998', 'Mar 3, 98', '3.12.1998' (day first), '12/3/1998' (month "
+            "first) or '19981203'"
         )
     return text
+
+
+def _may_be_date(text: str) -> bool:
+    """Say whether a text has the parts of a date: a month's name and two numbers, or numbers."""
+    months = {month[:3] for month in MONTHS}
+    named = sum(word[:3] in months for word in re.findall("[a-z]+", text))
+    numbers = re.findall(r"\d+", text)
+    if named:
+        return named == 1 and len(numbers) == 2
+    return len(numbers) == 3 or [len(number) for number in numbers] == [8]
+
+
+def _date_flaw(target: str) -> str:
+    """Say that a text is no day of the calendar, written as targets are."""
+    try:
+        day = datetime.date.fromisoformat(target).isoformat()
+    except ValueError:
+        day = ""
+    return "" if target and day == target else "no such day"
 
 
 # ---- additions
@@ -375,7 +408,7 @@ def _adder(digits: int) -> Task:
         if found is None or not typed.isascii():
             largest = 10**digits - 1
             raise DataError(
-                f"{typed!r}: expected a sum of two numbers, 0 to {largest}: '7+{largest}'"
+                f"{_echo(typed)}: expected a sum of two numbers, 0 to {largest}: '7+{largest}'"
             )
         return source(int(found[1]), int(found[2]))
 
@@ -409,6 +442,7 @@ _TASKS = (
         max_target=len("1998-03-03"),
         draw=_draw_dates,
         read=_read_date,
+        flaw=_date_flaw,
     ),
     _adder(2),
     _adder(3),
