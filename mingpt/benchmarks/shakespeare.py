@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from rich.console import Console
 
 from mingpt import recipes
 from shared import cli, files
@@ -159,7 +158,7 @@ def write(names: Sequence[str], jobs: Sequence[Job], out: Path) -> None:
     files.write_json(out / "shakespeare.json", {"presets": found})
     table = markdown_table(COLUMNS, rows)
     files.write_file(out / "shakespeare.md", table.encode())
-    Console().print(table, markup=False, highlight=False)
+    print(table)
 
 
 if __name__ == "__main__":
