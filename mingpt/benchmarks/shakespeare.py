@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-
 from mingpt import recipes
 from shared import cli, files
 from shared.errors import ArtefactError

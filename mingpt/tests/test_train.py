@@ -236,7 +236,7 @@ def test_the_default_data_are_shakespeare_or_what_stands_in(
         (("--n-layers", 3), "unknown flag --n-layers; did you mean --n-layer?"),
         (("--n-layer", "three"), "--n-layer three: expected"),
         (("--n-head", 3), "n_embd=128 must be a multiple of n_head=3"),
-        (("--preset", "hybrid", "--n", 0), "must be from 1 to n=0"),
+        (("--preset", "hybrid", "--n", 0), "n=0 must be at least 1"),
         (("--sample", -1), "sample=-1 must be at least 0"),
         (("--max-steps", -1), "max_steps=-1 must be at least 0"),
         (("--max-steps", 0), "max_steps=0 must be at least 1"),

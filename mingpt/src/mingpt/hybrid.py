@@ -51,6 +51,8 @@ class HybridConfig(GPTConfig):
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         super().__post_init__()
+        if self.n < 1:
+            raise ValueError(f"n={self.n} must be at least 1")
         if not 1 <= self.shortest <= self.n:
             raise ValueError(f"shortest={self.shortest} must be from 1 to n={self.n}; lower it")
         if self.folds < 2:

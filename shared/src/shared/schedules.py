@@ -16,7 +16,7 @@ def make_schedule(
     final_fraction: float = 0.0,
     decay_fraction: float = 0.4,
 ) -> Schedule:
-    """Return the function step -> factor in (0, 1] that multiplies the peak learning rate.
+    """Return the function step -> factor in [0, 1] that multiplies the peak learning rate.
 
     Step 0 is the first update. All rise linearly over `warmup_steps` (step 0 is not zero: an
     update of size zero would be wasted). Then:
@@ -27,6 +27,8 @@ def make_schedule(
       `decay_fraction` of the run (Hu et al., 2024, sec. 4: MiniCPM);
     - `inverse_sqrt` falls as 1 / sqrt(update) and never ends (Vaswani et al., 2017, eq. 3);
     - `constant` stays at 1.
+
+    `final_fraction` is of the first three; the last two do not fall to an end.
 
     The paper's eq. 3 gives the rate of update n = 1, 2, ... itself, with w warm-up updates:
     d_model**-0.5 * min(n**-0.5, n * w**-1.5). Its peak, at n = w, is (d_model * w)**-0.5; divided
