@@ -1,7 +1,6 @@
 """The rungs: that each is a language model that never looks ahead, and adds what it says."""
 
 import math
-from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -14,11 +13,11 @@ from mingpt.layers import causal_mask
 from mingpt.model import IGNORED, LanguageModel, count_parameters
 from mingpt.rungs import (
     BLOCK_SIZE,
-    BUDGET_SECONDS,
     MLP,
     N_EMBD,
     N_LAYER,
     RUNGS,
+    UPDATES,
     Bigram,
     Blocks,
     Counted,
@@ -159,14 +158,14 @@ def test_without_its_connections_the_residual_rung_is_the_one_below() -> None:
 
 
 def test_the_plain_rungs_on_attention_are_trained_alike() -> None:
-    """The same settings, sizes and, by the guess of `cost`, time: only the updates differ."""
+    """The same settings, sizes and updates."""
     trainers = []
     for name in PLAIN:
         rung = find(name)
         assert rung.trainer is not None
-        trainers.append(replace(rung.trainer, max_steps=1))
+        trainers.append(rung.trainer)
         assert rung.trainer.precision == "fp32"
-        assert rung.cost() - find("ngram").cost() == pytest.approx(BUDGET_SECONDS, rel=0.1)
+        assert rung.trainer.max_steps == UPDATES
         sizes = (rung.settings["block_size"], rung.settings["n_embd"])
         assert sizes == (BLOCK_SIZE, N_EMBD)
     assert trainers == trainers[:1] * len(PLAIN)

@@ -7,8 +7,8 @@
                 -> transformer                                       the recipe, many things at once
 
 From one-head to layer-norm all read the same window of BLOCK_SIZE characters in the same width
-N_EMBD and are trained by the same settings, for about BUDGET_SECONDS each, so that two neighbours
-differ by one idea. The pieces are those of `mingpt.layers`.
+N_EMBD and are trained by the same settings for the same UPDATES, so that two neighbours differ by one
+idea; what it costs stands beside it in CPU seconds. The pieces are those of `mingpt.layers`.
 
 Shapes: B batch, T time, C = n_embd channels, V vocabulary, W characters of the MLP's window.
 """
@@ -43,7 +43,7 @@ Chain = Literal["counted", "window", "attention"]
 BLOCK_SIZE, N_EMBD, N_HEAD, N_LAYER = 64, 96, 6, 3
 # Of one thread of a server CPU of 2023, measured on these rungs: for guesses of a training's time.
 STEP_SECONDS, FLOPS_PER_SECOND = 2e-3, 4e10
-BUDGET_SECONDS = 30.0  # of training, by that guess; from it the updates of `RUNGS`, in hundreds
+UPDATES = 1000  # of the plain rungs on attention: the text once
 
 
 def scored(logits: Tensor, targets: Tensor | None) -> Tensor:
@@ -450,7 +450,7 @@ RUNGS = (
         "one mean of all that it reads is little to predict from; what follows is built on it.",
         Heads,
         {**_SIZES, "n_head": 1},
-        _trainer(max_steps=2800),
+        _trainer(max_steps=UPDATES),
         after=("bigram",),
     ),
     Rung(
@@ -460,7 +460,7 @@ RUNGS = (
         "at a place of its own.",
         Heads,
         _SIZES,
-        _trainer(max_steps=2800),
+        _trainer(max_steps=UPDATES),
         after=("one-head",),
     ),
     Rung(
@@ -470,7 +470,7 @@ RUNGS = (
         "not only summed but computed with.",
         HeadsFeedForward,
         _SIZES,
-        _trainer(max_steps=1400),
+        _trainer(max_steps=UPDATES),
         after=("many-heads",),
         reference="2.17 (1 min), 1.89 (1 h)",
     ),
@@ -481,7 +481,7 @@ RUNGS = (
         "block of the same size, with residual connections.",
         Blocks,
         {**_SIZES, "norm": False, "n_layer": 1},
-        _trainer(max_steps=1400),
+        _trainer(max_steps=UPDATES),
         after=("feed-forward",),
     ),
     Rung(
@@ -490,18 +490,18 @@ RUNGS = (
         f"{N_LAYER} such blocks, one on the other: later ones look for what earlier ones found.",
         Blocks,
         {**_SIZES, "norm": False, "n_layer": N_LAYER},
-        _trainer(max_steps=500),
+        _trainer(max_steps=UPDATES),
         after=("residual",),
     ),
     Rung(
         "layer-norm",
         "attention",
         f"Each part reads the stream normalised. At {N_LAYER} blocks and this learning rate the "
-        "network trains as well without it, so it only has to come as near as 0.02; the norm pays "
-        "at higher rates and in deeper stacks.",
+        "network trains as well without it, so it only has to come as near as 0.02; what the norm "
+        "allows is a higher rate.",
         Blocks,
         {**_SIZES, "norm": True, "n_layer": N_LAYER},
-        _trainer(max_steps=500),
+        _trainer(max_steps=UPDATES),
         after=("blocks",),
         tie_with="blocks",
         tie=0.02,
