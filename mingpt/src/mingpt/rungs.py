@@ -7,8 +7,8 @@
                 -> transformer                                       the recipe, many things at once
 
 From one-head to layer-norm all read the same window of BLOCK_SIZE characters in the same width
-N_EMBD and are trained by the same settings for the same UPDATES, so that two neighbours differ by one
-idea; what it costs stands beside it in CPU seconds. The pieces are those of `mingpt.layers`.
+N_EMBD and are trained by the same settings for the same UPDATES, so that two neighbours differ by
+one idea; what it costs stands beside it in CPU seconds. The pieces are those of `mingpt.layers`.
 
 Shapes: B batch, T time, C = n_embd channels, V vocabulary, W characters of the MLP's window.
 """
