@@ -419,7 +419,8 @@ RUNGS = (
         "bigram",
         "window",
         "Gradient descent in place of counting. It is the counted bigram again, so it has to land "
-        "at the same loss.",
+        "at the same loss: on the text it has read it does, to 0.001; on a new one within 0.02, as "
+        "the counts have 0.1 added to each, and a pair never seen costs the network more.",
         Bigram,
         {},
         _trainer(
@@ -427,7 +428,7 @@ RUNGS = (
         ),
         after=("counted-bigram",),
         tie_with="counted-bigram",
-        tie=0.01,
+        tie=0.02,
         same=True,
         reference="2.72, with Adam 2.56",
     ),
