@@ -62,7 +62,7 @@ def test_the_learned_bigram_has_to_land_at_the_counted_one() -> None:
     counted = row("counted-bigram", 2.49)
     assert short([counted, row("bigram", 2.499)]) == {}
     assert judge([counted, row("bigram", 2.485)])[1].tied == "counted-bigram"
-    for off in (2.4701, 2.5101):
+    for off in (2.4699, 2.5101):
         assert short([counted, row("bigram", off)]) == {"bigram": ("counted-bigram",)}
 
 
