@@ -74,6 +74,11 @@ def test_a_tie_is_with_its_own_rung_alone() -> None:
     assert short([unigram, row("bigram", 3.301)]) == {"bigram": ("unigram",)}
 
 
+def test_the_default_data_are_not_named_in_a_command(tmp_path: Path) -> None:
+    """Who repeats it has the default too; an empty name is no folder."""
+    assert Job(find("unigram"), 0, tmp_path).command() == "python -m mingpt.climb --rung unigram"
+
+
 def test_layer_norm_may_tie_and_may_win() -> None:
     """By up to 0.02 nats it may be worse than the blocks without; any better is welcome."""
     blocks = row("blocks", 1.75)

@@ -216,7 +216,7 @@ def shown(path: Path) -> str:
 
 def shown_data(name: str) -> str:
     """Write the name of a data set for a file that others will read; a path as `shown` has it."""
-    return shown(Path(name)) if Path(name).exists() else name
+    return shown(Path(name)) if name and Path(name).exists() else name
 
 
 def source_commit() -> str | None:
