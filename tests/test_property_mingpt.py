@@ -49,6 +49,7 @@ def test_counted_probabilities_are_positive_and_sum_to_one(
         np.testing.assert_allclose(p.sum(1), 1.0, atol=precision)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_decoding_undoes_encoding(text: str) -> None:
     """For any text, with its own vocabulary, whose order is that of code points."""
@@ -57,6 +58,7 @@ def test_decoding_undoes_encoding(text: str) -> None:
     assert list(vocabulary.characters) == sorted(set(text))
 
 
+@settings(deadline=None)
 @given(st.integers(2, 120), st.integers(1, 40), st.data())
 def test_windows_have_every_target_once(length: int, block_size: int, data: st.DataObject) -> None:
     """With the character before it as input, whatever the length, the size and the stride."""
@@ -76,6 +78,7 @@ SCORES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(SCORES, st.floats(-1e3, 1e3))
 def test_a_softmax_is_a_distribution(rows: list[list[float]], shift: float) -> None:
     """Its rows sum to 1, keep the order of the scores, and do not see a shift of all."""
@@ -89,6 +92,7 @@ def test_a_softmax_is_a_distribution(rows: list[list[float]], shift: float) -> N
     torch.testing.assert_close(softmax(x.T, 0).T, p)
 
 
+@settings(deadline=None)
 @given(SCORES, st.data())
 def test_a_cross_entropy_is_the_mean_of_those_that_count(
     rows: list[list[float]], data: st.DataObject

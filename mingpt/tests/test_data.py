@@ -60,6 +60,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 @given(st.text(st.characters(codec="utf-8")))
+@settings(deadline=None)
 def test_decoding_undoes_encoding(text: str) -> None:
     """For any text, with the vocabulary of that text; ids are below its size."""
     vocabulary = Vocabulary.of(text)
@@ -88,7 +89,7 @@ def test_unseen_characters_are_listed() -> None:
 
 
 @given(st.integers(1, 300))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_the_first_nine_tenths_are_to_train_on(n: int) -> None:
     """int(0.9 n) characters, the rest to validate; together they are the text."""
     letters = "".join(chr(97 + i % 26) for i in range(n))
@@ -155,6 +156,7 @@ SIZES = st.integers(1, 12).flatmap(
 
 
 @given(SIZES)
+@settings(deadline=None)
 def test_in_validation_every_target_counts_exactly_once(sizes: tuple[int, int, int]) -> None:
     """For any text, window and stride, in the text's order, after the character before it."""
     n, block_size, stride = sizes
@@ -171,6 +173,7 @@ def test_in_validation_every_target_counts_exactly_once(sizes: tuple[int, int, i
 
 
 @given(SIZES)
+@settings(deadline=None)
 def test_overlapping_windows_give_every_target_its_context(sizes: tuple[int, int, int]) -> None:
     """More than block_size - stride characters, but for those at the text's beginning."""
     n, block_size, stride = sizes
@@ -180,6 +183,7 @@ def test_overlapping_windows_give_every_target_its_context(sizes: tuple[int, int
 
 
 @given(st.integers(1, 12), st.integers(1, 90), st.integers(0, 50))
+@settings(deadline=None)
 def test_in_training_each_character_is_a_target_about_once_an_epoch(
     block_size: int, more: int, epoch: int
 ) -> None:
