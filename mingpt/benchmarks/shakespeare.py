@@ -20,7 +20,7 @@ from shared.estimates import Estimate, markdown_table
 from shared.files import read_json
 from shared.parallel import usable_cores
 from shared.runs import RESULT
-from shared.workers import refuse_failed, training_progress, work_off
+from shared.workers import RunTask, refuse_failed, training_progress, work_off
 
 COLUMNS = (
     *("preset", "parameters", "steps", "CPU seconds", "validation, nats per character", "seeds"),
@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(RunTask):
     """One run of a preset: a task for `shared.workers`."""
 
     preset: str
@@ -40,11 +40,6 @@ class Job:
     def name(self) -> str:
         """How it is called on the screen."""
         return f"{self.preset}, seed {self.seed}"
-
-    @property
-    def log(self) -> Path:
-        """What its command prints."""
-        return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def steps(self) -> int:
@@ -62,11 +57,6 @@ class Job:
     def words(self) -> list[str]:
         """Return the words after `python -m`, for a reader to repeat."""
         return ["mingpt.train", "--preset", self.preset, "--seed", str(self.seed)]
-
-    def commands(self) -> list[list[str]]:
-        """Train; what was begun is continued."""
-        resume = ["--resume"] if self.folder.exists() else []
-        return [["-m", *self.words(), "--out", str(self.folder), *resume]]
 
     def progress(self) -> tuple[float, str]:
         """Return the part done so far, and the loss last heard of."""
@@ -113,9 +103,9 @@ def main(config: Config) -> None:
         for seed in range(config.seeds)
     ]
     files.make_folder(config.out)
-    left = [job for job in jobs if not (job.folder / RESULT).exists()]
+    left = [job for job in jobs if not job.done]
     failed = work_off(left, config.workers or usable_cores(), "; the same command goes on")
-    write(names, [job for job in jobs if (job.folder / RESULT).exists()], config.out)
+    write(names, [job for job in jobs if job.done], config.out)
     refuse_failed(failed, len(left))
 
 

@@ -1,9 +1,6 @@
 """Fixtures of the mingpt tests: one thread, a seed, a short text, and commands to run on it."""
 
-import contextlib
-import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 from mingpt import evaluate, generate, train
 from shared import cli
 from shared.checkpoint import Checkpoints, open_checkpoint
+from shared.testing import Ended, call
 
 SONNET = """\
 Shall I compare thee to a summer's day?
@@ -30,20 +28,6 @@ PROGRAMS: dict[str, tuple[cli.Verb, cli.Defaults | None]] = {
     "generate": (generate.main, None),
     "evaluate": (evaluate.main, None),
 }
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The exit code of a command and what it printed on each stream."""
-
-    code: int
-    out: str
-    error: str
-
-    @property
-    def said(self) -> str:
-        """The last line of the errors."""
-        return self.error.splitlines()[-1]
 
 
 Command = Callable[..., Ended]
@@ -78,18 +62,11 @@ def command() -> Command:
     """Return a function that runs a command in this process: `command("train", "--seed", 1)`."""
 
     def run(name: str, *flags: object) -> Ended:
-        out, error = io.StringIO(), io.StringIO()
         program, defaults = PROGRAMS[name]
-        words = [str(flag) for flag in flags]
-        with (
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(error),
-            pytest.MonkeyPatch.context() as patch,
-        ):
+        with pytest.MonkeyPatch.context() as patch:
             # mingpt.train draws loss.png again, with its unit; once is enough here.
             patch.setattr("shared.callbacks.plot_loss", lambda *_, **__: None)
-            code = cli.execute(program, words, f"python -m mingpt.{name}", defaults)
-        return Ended(code, out.getvalue(), error.getvalue())
+            return call(program, flags, f"mingpt.{name}", defaults)
 
     return run
 

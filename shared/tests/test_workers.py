@@ -15,6 +15,7 @@ from shared.errors import Failure, Interrupted
 from shared.workers import (
     Board,
     Running,
+    RunTask,
     make_clocks,
     refuse_failed,
     told_clocks,
@@ -151,3 +152,26 @@ def test_progress_is_that_of_the_runs_last_records(tmp_path: Path) -> None:
     assert part == 0.75
     assert said.split() == ["step", "30/40", "loss", "2.2500", "val", "2.5000"]
     assert training_progress(tmp_path, 20)[0] == 1.0  # a run that was asked for fewer
+
+
+@dataclass(frozen=True)
+class Climb(RunTask):
+    """A command that fills a folder."""
+
+    folder: Path
+
+    def words(self) -> list[str]:
+        """Return what it runs."""
+        return ["climb", "--rung", "3"]
+
+
+def test_a_run_that_was_begun_is_continued_and_one_with_a_result_is_done(tmp_path: Path) -> None:
+    """Its log lies beside its folder, which must be empty when it begins."""
+    task = Climb(tmp_path / "three")
+    command = ["-m", "climb", "--rung", "3", "--out", str(task.folder)]
+    assert (task.commands(), task.done) == ([command], False)
+    assert task.log == tmp_path / "three.log"
+    task.folder.mkdir()
+    assert (task.commands(), task.done) == ([[*command, "--resume"]], False)
+    (task.folder / "result.json").write_text("{}")
+    assert task.done

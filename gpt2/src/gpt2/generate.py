@@ -25,6 +25,7 @@ from gpt2.load import Tokenizer, choose_run, load, start_token
 from gpt2.model import GPT, KVCache
 from shared import cli, parallel
 from shared.errors import NumericalError
+from shared.sampling import check_sampling
 
 # The copies of `long_runs` take as long as about 20 tokens save.
 WORTH_A_COPY = 32
@@ -64,16 +65,6 @@ class GenerateConfig:
         for name in ("max_new_tokens", "number"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-
-
-def check_sampling(temperature: float, top_k: int | None, top_p: float) -> None:
-    """Raise ValueError unless the three can be sampled with."""
-    if not 0.0 <= temperature < float("inf"):
-        raise ValueError(f"temperature={temperature} must be 0 or more; try 0.8")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k} must be at least 1; leave it out to draw among all tokens")
-    if not 0.0 < top_p <= 1.0:
-        raise ValueError(f"top_p={top_p} must be above 0 and at most 1; 1 draws among all tokens")
 
 
 def sample(

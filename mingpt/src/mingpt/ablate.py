@@ -29,16 +29,21 @@ from rich.text import Text as Cell
 from mingpt import recipes
 from mingpt.data import DEFAULT_DATA, Text, check_length, find_data, load_text
 from mingpt.gpt import GPT, GPTConfig
-from mingpt.ladder import told_clocks
 from mingpt.rungs import FLOPS_PER_SECOND, STEP_SECONDS
 from shared import cli, files, plots
 from shared.errors import ArtefactError, NumericalError, UsageError
 from shared.estimates import Estimate, brief_count, brief_seconds, markdown_table
 from shared.files import read_json
 from shared.parallel import usable_cores
-from shared.profiling import cpu_seconds
 from shared.runs import RESULT, Run, saved_config, shown_data
-from shared.workers import refuse_failed, training_progress, work_off
+from shared.workers import (
+    RunTask,
+    make_clocks,
+    refuse_failed,
+    told_clocks,
+    training_progress,
+    work_off,
+)
 
 PACKAGE = "mingpt-ablate"
 BASE = "base"
@@ -271,7 +276,7 @@ STUDIES: dict[TableName, Study] = {
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(RunTask):
     """One training run: a task for `shared.workers`."""
 
     study: Study
@@ -290,16 +295,6 @@ class Job:
         """How it is called on the screen."""
         return f"{self.variant.name}, seed {self.seed}"
 
-    @property
-    def log(self) -> Path:
-        """What its command prints; beside the run folder, which has to be empty at the start."""
-        return self.folder.with_name(f"{self.folder.name}.log")
-
-    @property
-    def done(self) -> bool:
-        """Whether it is trained and measured."""
-        return (self.folder / RESULT).exists()
-
     def words(self) -> list[str]:
         """Return the words after `python -m` that do this job, for a reader to repeat."""
         ask = {"max_steps": self.steps, "seed": self.seed}
@@ -312,11 +307,6 @@ class Job:
     def command(self) -> str:
         """Return the command of `words`, for a file that others will read."""
         return f"python -m {shlex.join(replace(self, data=shown_data(self.data)).words())}"
-
-    def commands(self) -> list[list[str]]:
-        """Train and measure; what was begun is continued."""
-        resume = ["--resume"] if self.folder.exists() else []
-        return [["-m", *self.words(), "--out", str(self.folder), *resume]]
 
     def progress(self) -> tuple[float, str]:
         """Return the part done so far, and the loss last heard of."""
@@ -629,12 +619,9 @@ def ablate(config: AblateConfig, text: Text, run: Run) -> None:
     failed = work_off(open_jobs, config.workers or usable_cores(), remedy)
     results, diverged = read_results(jobs)
     rows = make_rows(config.study, results)
-    clocks = {
-        "seconds": round(time.monotonic() - started, 1),
-        "cpu_seconds": round(cpu_seconds(), 1),
-        "training_cpu_seconds": round(sum(each.cpu_seconds for each in results), 1),
-        "jobs_of_before": len(jobs) - len(open_jobs),
-    }
+    clocks = make_clocks(
+        started, [each.cpu_seconds for each in results], len(jobs) - len(open_jobs)
+    )
     write(config, text, run, results, rows, clocks)
     console.print(terminal_table(rows, config.study.title))
     console.print(explanation(config.study, text, rows), soft_wrap=True)

@@ -1,7 +1,7 @@
 """A decoder-only language model: the paper's decoder without the encoder, and what came after.
 
 Vaswani et al. (2017) for the decoder, Radford et al. (2018) for leaving the encoder away. What
-came later is an option each, off unless asked for; `recipes.py` says what each is worth:
+came later is an option each; `mingpt.ablate` measures what each is worth:
 
     positions="rotary"   turn queries and keys by their place (Su et al., 2021)
     norm="plain"         layer norm without gain and bias (Xu et al., 2019)
@@ -168,6 +168,27 @@ class Norm(nn.Module):
         return layers.layer_norm(x, self.weight, self.bias)
 
 
+class Positional(nn.Module):
+    """Scale embeddings (sec. 3.4) and add a vector for each place (sec. 3.5), where asked to."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        T, C = config.block_size, config.n_embd
+        self.places: nn.Module | None = None
+        # So that a table begun small, as it scores characters too, is as large as the sines.
+        self.scale = math.sqrt(C) if config.scaled else 1.0
+        if config.positions == "sinusoidal":
+            self.places = layers.SinusoidalPositions(T, C)
+        elif config.positions == "learned":
+            self.places = layers.LearnedPositions(T, C)
+            nn.init.normal_(self.places.wpe, std=config.init_std or 0.02)
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """Map embeddings (B, T, C), whose first is at place `start`, to the same."""
+        x = x * self.scale if self.scale != 1.0 else x
+        return x if self.places is None else x + self.places(x.size(1), start)
+
+
 class Conv(nn.Module):
     """Mix each channel with its last K - 1 values before (So et al., 2021, "Primer").
 
@@ -250,26 +271,33 @@ class CausalSelfAttention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, maps: list[Tensor] | None) -> Tensor:
         """Equation 1, each query seeing the keys up to its own place."""
         T, S = q.size(-2), k.size(-2)
-        mask = causal_mask(T, S, q.device) if T > 1 else None
         if maps is not None:
-            maps.append(layers.attention_weights(q, k, mask))
+            maps.append(layers.attention_weights(q, k, causal_mask(T, S, q.device)))
         if not self.fused:
+            mask = causal_mask(T, S, q.device) if T > 1 else None
             return layers.scaled_dot_product_attention(q, k, v, mask)
         if q.device.type == "cpu" and q.element_size() == 2:
-            # torch's CPU kernel is slow in half precision, and its float32 one (4.6 ms forward and
-            # backward for B = 8, H = 2, T = 128, D = 64) takes longer than these products (2.6 ms).
+            # torch's CPU kernel is slow in half precision, and its float32 one took longer than
+            # these products (B = 8, H = 2, T = 128, D = 64).
             scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1)  # (B, H, T, S)
             if T > 1:
                 scores = scores + hidden_future(T, S, q.device).to(scores.dtype)
             return scores.softmax(dim=-1).to(v.dtype) @ v
-        if T == S:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
-        return F.scaled_dot_product_attention(q, k, v, mask)
+        # `is_causal` aligns the triangle top left, which is ours where T = S; one query sees all.
+        mask = causal_mask(T, S, q.device) if 1 < T < S else None
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S > 1)
 
 
 def hidden_future(T: int, S: int, device: torch.device) -> Tensor:
     """`causal_mask` to be added to scores: 0 where a query may look, else -inf; (T, S)."""
     return torch.full((T, S), -math.inf, device=device).triu(S - T + 1)
+
+
+FUSED_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "relu2": kernels.relu2,
+}
 
 
 class FeedForward(nn.Module):
@@ -286,13 +314,6 @@ class FeedForward(nn.Module):
         """Map (..., C) to (..., C)."""
         y: Tensor = self.out(self.activation(self.into(x)))
         return y
-
-
-FUSED_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "relu2": kernels.relu2,
-}
 
 
 class Writer(Linear):
@@ -494,24 +515,3 @@ class GPT(nn.Module):
         block += 2 * c.block_size * (wide + C)  # q k^T, then weights v
         block += 2 * C * C + 2 * 2 * C * c.hidden + 2 * 2 * c.conv * C
         return float(c.n_layer * block + 2 * C * c.vocab_size)
-
-
-class Positional(nn.Module):
-    """Scale embeddings (sec. 3.4) and add a vector for each place (sec. 3.5), where asked to."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.config, T, C = config, config.block_size, config.n_embd
-        self.places: nn.Module | None = None
-        # So that a table begun small, as it scores characters too, is as large as the sines.
-        self.scale = math.sqrt(C) if config.scaled else 1.0
-        if config.positions == "sinusoidal":
-            self.places = layers.SinusoidalPositions(T, C)
-        elif config.positions == "learned":
-            self.places = layers.LearnedPositions(T, C)
-            nn.init.normal_(self.places.wpe, std=config.init_std or 0.02)
-
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """Map embeddings (B, T, C), whose first is at place `start`, to the same."""
-        x = x * self.scale if self.scale != 1.0 else x
-        return x if self.places is None else x + self.places(x.size(1), start)

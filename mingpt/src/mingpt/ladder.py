@@ -27,8 +27,14 @@ from shared.estimates import Estimate
 from shared.files import read_json
 from shared.parallel import usable_cores
 from shared.runs import RESULT, Run, saved_config, shown_data
-from shared.workers import make_clocks, refuse_failed, training_progress, work_off
-from shared.workers import told_clocks as told_clocks  # also for mingpt.ablate
+from shared.workers import (
+    RunTask,
+    make_clocks,
+    refuse_failed,
+    told_clocks,
+    training_progress,
+    work_off,
+)
 
 PACKAGE = "mingpt-ladder"
 # Another ladder on the same numbers: more rungs, more seeds, the same file at another place.
@@ -36,7 +42,7 @@ MAY_CHANGE = ["data", "seeds", "rungs", "corpus.name"]
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(RunTask):
     """One training run and its measurement: a task for `shared.workers`."""
 
     rung: Rung
@@ -54,19 +60,9 @@ class Job:
         return self.rung.name + (f", seed {self.seed}" if self.rung.trainer else "")
 
     @property
-    def log(self) -> Path:
-        """What its command prints; beside the run folder, which has to be empty at the start."""
-        return self.folder.with_name(f"{self.folder.name}.log")
-
-    @property
     def steps(self) -> int:
         """Updates of the training; 0 for a model that is counted."""
         return self.rung.steps(self.max_steps)
-
-    @property
-    def done(self) -> bool:
-        """Whether it is trained and measured."""
-        return (self.folder / RESULT).exists()
 
     def words(self) -> list[str]:
         """Return the words after `python -m` that do this job, for a reader to repeat."""
@@ -79,11 +75,6 @@ class Job:
     def command(self) -> str:
         """Return the command of `words`, for a file that others will read."""
         return f"python -m {shlex.join(replace(self, data=shown_data(self.data)).words())}"
-
-    def commands(self) -> list[list[str]]:
-        """Train and measure; what was begun is continued."""
-        resume = ["--resume"] if self.folder.exists() else []
-        return [["-m", *self.words(), "--out", str(self.folder), *resume]]
 
     def progress(self) -> tuple[float, str]:
         """Return the part done so far, and the loss last heard of."""

@@ -45,7 +45,7 @@ from shared.parallel import World, usable_cores
 from shared.plots import plot_loss
 from shared.runs import RESULT, Run, command, newest_folder, saved_config
 from shared.trainer import Trainer
-from shared.workers import refuse_failed, training_progress, work_off
+from shared.workers import RunTask, refuse_failed, training_progress, work_off
 
 PACKAGE = "mingpt-solve"
 ALL = "all"
@@ -424,7 +424,7 @@ def ask(config: SolveConfig) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(RunTask):
     """One task and seed, a process of its own: a task for `shared.workers`."""
 
     task: Task
@@ -440,11 +440,6 @@ class Job:
         return f"{self.task.name} (seed {self.seed})"
 
     @property
-    def log(self) -> Path:
-        """What it prints; beside the run folder, which has to be empty at the start."""
-        return self.folder.with_name(f"{self.folder.name}.log")
-
-    @property
     def steps(self) -> int:
         """Updates of the training."""
         return self.max_steps or STEPS[self.task.name]
@@ -454,21 +449,11 @@ class Job:
         """Guess the seconds it takes: they go with the steps and the characters."""
         return self.steps * (self.task.max_source + self.task.max_target) / 300
 
-    @property
-    def done(self) -> bool:
-        """Whether it is trained and tested."""
-        return (self.folder / RESULT).exists()
-
     def words(self) -> list[str]:
         """Return the words after `python -m` that do this, for a reader to repeat."""
         words = ["mingpt.solve", self.task.name, "--seed", str(self.seed)]
         words += ["--max-steps", str(self.max_steps)] if self.max_steps else []
         return words + (["--tests", str(self.tests)] if self.tests != SolveConfig.tests else [])
-
-    def commands(self) -> list[list[str]]:
-        """Train and test; what was begun is continued."""
-        resume = ["--resume"] if self.folder.exists() else []
-        return [["-m", *self.words(), "--out", str(self.folder), *resume]]
 
     def progress(self) -> tuple[float, str]:
         """Return the part done so far, and the losses last heard of."""

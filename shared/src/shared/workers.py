@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,7 @@ from rich.text import Text
 from shared.errors import ArtefactError, Failure, Interrupted
 from shared.metrics import format_value, read_metrics
 from shared.profiling import cpu_seconds
+from shared.runs import RESULT
 from shared.signals import StopRequest
 
 POLL_SECONDS, DRAW_SECONDS = 0.05, 0.5
@@ -53,6 +55,35 @@ class Task(Protocol):
 
     def outcome(self) -> str:
         """Say in a few words what came of it, once all commands have ended well."""
+
+
+class RunTask(ABC):
+    """A command that fills a run folder of its own; what every `Task` of that kind has in common.
+
+    A final class adds `name`, `cost`, `progress` and `outcome`.
+    """
+
+    folder: Path
+    """The run folder."""
+
+    @abstractmethod
+    def words(self) -> list[str]:
+        """Return the words after `python -m` that do it, for a reader to repeat."""
+
+    @property
+    def log(self) -> Path:
+        """What it prints; beside the run folder, which has to be empty at the start."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def done(self) -> bool:
+        """Whether it ended well before."""
+        return (self.folder / RESULT).exists()
+
+    def commands(self) -> list[list[str]]:
+        """Do it; what was begun is continued."""
+        resume = ["--resume"] if self.folder.exists() else []
+        return [["-m", *self.words(), "--out", str(self.folder), *resume]]
 
 
 class Running:
