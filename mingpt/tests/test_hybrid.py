@@ -109,11 +109,12 @@ def test_hints_that_are_not_given_are_looked_up() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 6])
+@pytest.mark.parametrize("recent", [0, 3])
 @pytest.mark.parametrize("chunks", [[1] * T, [3, 1, 4], [T]], ids=str)
 @torch.no_grad()
-def test_a_text_read_in_chunks_is_the_text(n: int, chunks: list[int]) -> None:
-    """The cache keeps the characters that the n-gram model needs, too."""
-    model = made(moved=True, n=n, shortest=min(n, 2))
+def test_a_text_read_in_chunks_is_the_text(n: int, recent: int, chunks: list[int]) -> None:
+    """The cache keeps the characters that counting needs, too."""
+    model = made(moved=True, n=n, shortest=min(n, 2), recent=recent)
     idx = torch.from_numpy(np.stack([VAL[:T], TRAIN[60 : 60 + T]]))
     whole, cache, end = model(idx), model.new_cache(), 0
     for chunk in chunks:
@@ -137,6 +138,41 @@ def test_trust_multiplies_what_was_counted() -> None:
     expected = sum(trust[:, [i]] * each for i, each in enumerate(log_p))
     torch.testing.assert_close(model(idx)[0], expected, atol=1e-4, rtol=1e-4)
     assert trust.std() > 0.1
+
+
+REPEATED = torch.tensor([[0, 1, 2, 0, 1, 2, 0, 1]])
+
+
+@torch.no_grad()
+def test_what_the_window_showed_is_likelier() -> None:
+    """At the start: q_k = (c_k + a_k q_{k-1}) / (N_k + a_k), from the n-grams' probabilities up."""
+    model, plain = made(recent=3), made()
+    q = plain(REPEATED).softmax(-1)[0, -1]  # after ... 0 1; a 2 followed 0 1 twice, 2 0 1 once
+    model.log_strength.copy_(torch.tensor([3.0, 0.5]).log())
+    came = torch.nn.functional.one_hot(torch.tensor(2), V)
+    q = (2 * came + 3.0 * q) / (2 + 3.0)
+    q = (1 * came + 0.5 * q) / (1 + 0.5)
+    torch.testing.assert_close(model(REPEATED).softmax(-1)[0, -1], q)
+    # Where nothing stood before, nothing changes.
+    torch.testing.assert_close(model(REPEATED)[:, :3], plain(REPEATED)[:, :3])
+
+
+def test_training_moves_how_much_the_window_is_believed() -> None:
+    """Its strengths have a gradient, and the transformer is told what was counted."""
+    model = made(recent=3)
+    model(REPEATED, REPEATED.roll(-1, 1)).backward()
+    assert model.log_strength.grad is not None
+    assert (model.log_strength.grad != 0).all()
+    assert model.hint_embed.shape == (16, model.config.hints)
+    log_q, counted = model.recall(REPEATED, plain_log_probs(model))
+    expected = torch.tensor([[0, 0], [0, 0], [0, 0], [0, 0], [1, 0], [1, 1], [1, 1], [2, 1]])
+    torch.testing.assert_close(counted[0], expected.float().log1p())
+    torch.testing.assert_close(log_q.exp().sum(-1), torch.ones(1, T))
+
+
+def plain_log_probs(model: Hybrid) -> torch.Tensor:
+    """Return log p (1, T, V) of REPEATED by the longest n-grams."""
+    return model.look_up(REPEATED)[..., :V]
 
 
 def test_training_moves_what_corrects_the_counts() -> None:
@@ -174,6 +210,8 @@ def test_a_checkpoint_brings_the_counts() -> None:
     [
         ({"n": 1}, "shortest=2 must be from 1 to n=1"),
         ({"shortest": 0}, "shortest=0 must be from 1 to n=4"),
+        ({"recent": 1}, "recent=1 must be 0 or from 2 to block_size - 1=7"),
+        ({"recent": 8}, "recent=8 must be 0 or from 2 to block_size - 1=7"),
         ({"folds": 1}, "folds=1 must be at least 2"),
         ({"n_head": 0}, "n_head=0 must be at least 1"),
     ],

@@ -78,6 +78,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "convolution alone": gpt(positions="none", conv=3),
     "hybrid": hybrid(),
     "hybrid, lesson": hybrid(attention="lesson", n=2, shortest=1),
+    "hybrid, recent": hybrid(recent=4, n=3),
     "hybrid, learned places": hybrid(positions="learned", tied=True, n=1, shortest=1),
     "1-gram": ngram(1),
     "4-gram": ngram(4),
@@ -227,7 +228,8 @@ def test_a_seed_decides_the_weights(name: str) -> None:
 def unseen_flops(model: Any) -> float:
     """Count what PyTorch's counter does not see: the elementwise convolution, and counting."""
     if isinstance(model, Hybrid):
-        return unseen_flops(model.gpt) + unseen_flops(model.ngram)
+        recall = 2.0 * model.config.contexts * V
+        return recall + unseen_flops(model.gpt) + unseen_flops(model.ngram)
     if isinstance(model, NGram):
         return 2.0 * model.config.n * V
     if isinstance(model, GPT):  # two convolutions a block, a multiply-add for each tap

@@ -10,7 +10,15 @@ import torch
 
 from mingpt import ngram
 from mingpt.data import load_text
-from mingpt.ngram import NGram, NGramConfig, count, discounts, held_out_hints, probabilities
+from mingpt.ngram import (
+    NGram,
+    NGramConfig,
+    count,
+    discounts,
+    held_out_hints,
+    probabilities,
+    recent_counts,
+)
 from shared.datasets import resolve
 from shared.errors import Failure
 from shared.sampler import IntArray
@@ -213,6 +221,30 @@ def fitted(length: int, n: int = 3, V: int = 6) -> NGram:
     model = NGram(NGramConfig(vocab_size=V, n=n, block_size=400))
     model.fit(random_text(length, V))
     return model
+
+
+@pytest.mark.parametrize("last", [1, 5, 30])
+def test_recent_counts_are_those_of_a_loop(last: int) -> None:
+    """Of each place, context and character: what followed where the context ended before."""
+    V, S, longest = 3, 30, 5
+    idx = np.stack([random_text(S, V, seed) for seed in (0, 1)])
+    expected = np.zeros((2, last, longest - 1, V), int)
+    for row, text in enumerate(idx.tolist()):
+        for place, k in product(range(S - last, S), range(2, longest + 1)):
+            for end in range(k - 1, place):  # of the context where it stood before
+                if (
+                    place >= k - 1
+                    and text[end - k + 1 : end + 1] == text[place - k + 1 : place + 1]
+                ):
+                    expected[row, place - S + last, k - 2, text[end + 1]] += 1
+    found = recent_counts(torch.from_numpy(idx), longest, V, last)
+    assert np.array_equal(found, expected)
+    assert expected[:, -1].sum() > 0
+
+
+def test_a_single_character_has_no_past() -> None:
+    """The first of a text that is generated."""
+    assert recent_counts(torch.zeros(2, 1, dtype=torch.int64), 3, 4, 1).sum() == 0
 
 
 def test_a_checkpoint_is_the_text() -> None:

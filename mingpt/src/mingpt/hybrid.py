@@ -12,11 +12,20 @@ of experts (Hinton, 2002), all but one of them counted. The counts that a place 
 leave out its own tenth of the text (`ngram.held_out_hints`: ten counts and a look-up of every
 place), or the transformer would learn to trust them too much.
 
+With `recent`, what the window itself shows is counted too (Kuhn & De Mori, 1990: a cache). From
+q_1 = p_n, the probabilities of the longest n-grams, each longer context of k = 2 .. recent
+characters that stood in the window before, N_k times, c_k(w) of them before w, corrects the last:
+
+    q_k(w) = (c_k(w) + a_k q_{k-1}(w)) / (N_k + a_k)
+
+(MacKay & Peto, 1995), the a_k learned. log q is one more expert and hint, the first: g = 1 at the
+start is then its.
+
 In training and evaluation the hints read on across windows: they know the n - 1 characters before a
 place also where the window has just begun. The transformer never does.
 
-Shapes: B batch, T time, C = n_embd, V characters, M = n - shortest + 1 lengths,
-W = M V + n hints for each place.
+Shapes: B batch, T time, C = n_embd, V characters, M = n - shortest + 1 lengths, K = recent - 1
+contexts counted in the window (0 without), W = M V + n hints for each place.
 """
 
 from dataclasses import dataclass
@@ -29,12 +38,14 @@ from torch import Tensor, nn
 
 from mingpt.data import Text, Windows
 from mingpt.gpt import GPT, GPTConfig, KVCache
-from mingpt.ngram import NGram, NGramConfig, held_out_hints, hint_width
+from mingpt.ngram import NGram, NGramConfig, held_out_hints, hint_width, recent_counts
 from shared.sampler import IntArray
 
 HintedBatch = tuple[Tensor, Tensor, Tensor]
 # Hints are numbers from about -12 to 12; at this scale they are as large as other embeddings.
 HINT_SCALE = 0.3
+# a_k at the start of training: a context of one more character needs half as much evidence.
+STRENGTH = 480.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +58,8 @@ class HybridConfig(GPTConfig):
     """Length of the shortest n-gram whose log-probabilities are hints of their own."""
     folds: int = 10
     """Pieces of the text, each of which is trained on with counts of the others."""
+    recent: int = 0
+    """Length of the longest context that is counted in the window, too, from 2; 0 counts none."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -55,6 +68,10 @@ class HybridConfig(GPTConfig):
             raise ValueError(f"n={self.n} must be at least 1")
         if not 1 <= self.shortest <= self.n:
             raise ValueError(f"shortest={self.shortest} must be from 1 to n={self.n}; lower it")
+        if self.recent != 0 and not 2 <= self.recent < self.block_size:
+            raise ValueError(
+                f"recent={self.recent} must be 0 or from 2 to block_size - 1={self.block_size - 1}"
+            )
         if self.folds < 2:
             raise ValueError(
                 f"folds={self.folds} must be at least 2: others to count, one to hold out"
@@ -64,6 +81,27 @@ class HybridConfig(GPTConfig):
     def lengths(self) -> int:
         """M, the lengths of n-grams whose log-probabilities are hints."""
         return self.n - self.shortest + 1
+
+    @property
+    def experts(self) -> int:
+        """Count the log-probabilities of a character whose sum is learned."""
+        return self.lengths + (self.recent > 0)
+
+    @property
+    def hints(self) -> int:
+        """Count the numbers that the transformer is told of each place: W and those of `recent`."""
+        width = hint_width(self.n, self.vocab_size, self.shortest)
+        return width + (self.vocab_size + self.contexts if self.recent else 0)
+
+    @property
+    def reach(self) -> int:
+        """Count the characters before a place that the n-gram model reads besides its own."""
+        return max(0, self.n - 2)
+
+    @property
+    def contexts(self) -> int:
+        """K, the lengths of contexts that are counted in the window."""
+        return max(0, self.recent - 1)
 
 
 class Hybrid(nn.Module):
@@ -79,11 +117,12 @@ class Hybrid(nn.Module):
         self.vocab_size, self.block_size = config.vocab_size, config.block_size
         self.ngram = NGram(NGramConfig(vocab_size=config.vocab_size, n=config.n))
         self.gpt = GPT(config)
-        C, M = config.n_embd, config.lengths
-        width = hint_width(config.n, config.vocab_size, config.shortest)
+        if config.recent:
+            strength = STRENGTH / 2.0 ** torch.arange(2, config.recent + 1)
+            self.log_strength = nn.Parameter(strength.log())
         # By their names they are AdamW's, as all that reads or writes characters (shared.optim).
-        self.hint_embed = nn.Parameter(torch.randn(C, width) * 0.1)
-        self.trust_head = nn.Parameter(torch.zeros(M, C))
+        self.hint_embed = nn.Parameter(torch.randn(config.n_embd, config.hints) * 0.1)
+        self.trust_head = nn.Parameter(torch.zeros(config.experts, config.n_embd))
 
     def fit(self, ids: IntArray) -> None:
         """Count the n-grams of a text (P,)."""
@@ -114,25 +153,52 @@ class Hybrid(nn.Module):
         rows = [self.ngram.hints(row, self.config.shortest) for row in idx.cpu().numpy()]
         return torch.from_numpy(np.stack(rows)).to(idx.device)
 
-    def logits(self, idx: Tensor, hints: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Correct the log-probabilities in hints (B, T, W) to logits (B, T, V)."""
-        x = self.gpt.features(idx, cache, hint=self.hint(hints))
+    def logits(
+        self,
+        idx: Tensor,
+        hints: Tensor,
+        cache: KVCache | None = None,
+        seen: Tensor | None = None,
+    ) -> Tensor:
+        """Correct the log-probabilities in hints (B, T, W) to logits (B, T, V).
+
+        seen (B, S) are the window's characters up to the last of idx; idx, if not given.
+        """
         M, V = self.config.lengths, self.vocab_size
         log_probs = hints[..., : M * V].float().view(*idx.shape, M, V)  # the longest first
+        if self.config.recent:
+            log_q, counted = self.recall(idx if seen is None else seen, log_probs[..., 0, :])
+            hints = torch.cat((hints, log_q - log_probs[..., 0, :], counted), dim=-1)
+            log_probs = torch.cat((log_q.unsqueeze(-2), log_probs), dim=-2)
+        x = self.gpt.features(idx, cache, hint=self.hint(hints))
         with torch.autocast(x.device.type, enabled=False):  # as in `GPT.logits`
-            trust = F.linear(x.float(), self.trust_head)  # (B, T, M)
-            counted = (trust.unsqueeze(-2) @ log_probs).squeeze(-2)  # (B, T, V)
-        logits: Tensor = self.gpt.logits(x) + log_probs[..., 0, :] + counted
+            trust = F.linear(x.float(), self.trust_head)  # (B, T, experts)
+            trusted = (trust.unsqueeze(-2) @ log_probs).squeeze(-2)  # (B, T, V)
+        logits: Tensor = self.gpt.logits(x) + log_probs[..., 0, :] + trusted
         return logits
 
+    def recall(self, seen: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Correct log_probs (B, T, V) by what the window seen (B, S), which ends there, shows.
+
+        Returns log q (B, T, V) and log(1 + N_k) of the contexts (B, T, K).
+        """
+        T, V, longest = log_probs.size(1), self.vocab_size, self.config.recent
+        q = log_probs.exp()
+        counts = recent_counts(seen, longest, V, T)  # (B, T, K, V)
+        total = counts.sum(dim=-1)  # (B, T, K)
+        for k, strength in enumerate(self.log_strength.exp()):
+            q = (counts[:, :, k] + strength * q) / (total[:, :, k, None] + strength)
+        return q.log(), total.log1p()
+
     def hint(self, hints: Tensor) -> Tensor:
-        """Map hints (B, T, W) to what is added to the embeddings, (B, T, C)."""
+        """Map hints (B, T, W), and what `recall` adds, to be added to the embeddings (B, T, C)."""
         return F.linear(hints * HINT_SCALE, self.hint_embed)
 
     def next_logits(self, idx: Tensor, cache: "HybridCache") -> Tensor:
         """Logits (B, V) of the character after idx (B, T), which continues those in `cache`."""
-        hints = self.look_up(cache.extend(idx))[:, -idx.size(1) :]
-        return self.logits(idx, hints, cache)[:, -1]
+        T, seen = idx.size(1), cache.extend(idx)
+        hints = self.look_up(seen[:, -T - self.config.reach :])[:, -T:]
+        return self.logits(idx, hints, cache, seen)[:, -1]
 
     def new_cache(self) -> "HybridCache":
         """Return an empty cache for `next_logits`."""
@@ -141,22 +207,23 @@ class Hybrid(nn.Module):
     def flops_per_character(self) -> float:
         """Count the FLOPs of a forward pass per character, the context full."""
         c = self.config
-        width = hint_width(c.n, c.vocab_size, c.shortest)
-        hint = 2 * c.n_embd * (width + c.lengths) + 2 * c.lengths * c.vocab_size
+        hint = 2 * c.n_embd * (c.hints + c.experts) + 2 * c.experts * c.vocab_size
+        hint += 2 * c.contexts * c.vocab_size
         return self.gpt.flops_per_character() + self.ngram.flops_per_character() + hint
 
 
 class HybridCache(KVCache):
-    """What the transformer's blocks remember, and the characters that the n-gram model reads."""
+    """What the transformer's blocks remember, and the characters that counting reads."""
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
-        self.reach, self.idx = config.n - 2, torch.zeros(0)
+        self.kept = config.block_size if config.recent else config.reach
+        self.idx = torch.zeros(0)
 
     def extend(self, idx: Tensor) -> Tensor:
-        """Return idx (B, T) with the characters before that an n-gram of its first may need."""
+        """Return idx (B, T) with the characters before that counting it may need."""
         known = torch.cat((self.idx, idx), dim=1) if self.idx.numel() else idx
-        self.idx = known[:, -self.reach :] if self.reach > 0 else known[:, :0]
+        self.idx = known[:, -self.kept :] if self.kept > 0 else known[:, :0]
         return known
 
 

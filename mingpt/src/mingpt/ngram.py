@@ -242,6 +242,29 @@ def held_out_hints(
     return found
 
 
+def recent_counts(idx: Tensor, longest: int, vocab_size: int, last: int) -> Tensor:
+    """Count what followed the latest characters where they stood before, in each row itself.
+
+    idx (B, S) to (B, last, longest - 1, V), for the last places of a row: how often each character
+    came, earlier in the row, after the k characters that end at the place; k from 2 to `longest`.
+    """
+    B, S = idx.shape
+    unread = S - last
+    # Pairs of a place and an earlier one of the same character; fewer as contexts grow.
+    equal = idx[:, unread:, None] == idx[:, None, :]  # (B, last, S)
+    row, place, earlier = equal.tril(unread - 1).nonzero(as_tuple=True)
+    found = []
+    for back in range(1, longest):
+        long = earlier >= back
+        row, place, earlier = row[long], place[long], earlier[long]
+        same = idx[row, unread + place - back] == idx[row, earlier - back]
+        row, place, earlier = row[same], place[same], earlier[same]
+        cell = (row * last + place) * vocab_size + idx[row, earlier + 1]
+        counts = torch.bincount(cell, minlength=B * last * vocab_size)
+        found.append(counts.view(B, last, vocab_size))
+    return torch.stack(found, dim=2)
+
+
 class NGram(nn.Module):
     """An n-gram model with modified Kneser-Ney smoothing; `fit` counts it.
 
