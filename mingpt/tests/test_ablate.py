@@ -379,7 +379,7 @@ def test_an_ablation_that_was_cut_short_goes_on(
 
     monkeypatch.delenv("MLE_KILL_AT")
     assert run("--resume", "--out", out) == 0
-    assert "2, of which 1 done" in capfd.readouterr().out
+    assert "2, of which 1 are done" in capfd.readouterr().out
     assert (base / RESULT).stat().st_mtime_ns == written
     made = json.loads((out / "ablation.json").read_text())
     loss = json.loads((out / "jobs" / "n_head=2-0" / RESULT).read_text())["val_loss"]

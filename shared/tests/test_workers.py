@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from shared.workers import (
     Board,
     Running,
     RunTask,
+    SweepConfig,
     make_clocks,
     refuse_failed,
     told_clocks,
@@ -175,3 +177,23 @@ def test_a_run_that_was_begun_is_continued_and_one_with_a_result_is_done(tmp_pat
     assert (task.commands(), task.done) == ([[*command, "--resume"]], False)
     (task.folder / "result.json").write_text("{}")
     assert task.done
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"), [("seeds", 0, 1), ("workers", -1, 0), ("max_steps", 0, 1)]
+)
+def test_a_sweep_refuses_what_makes_no_run(name: str, value: int, least: int) -> None:
+    """Saying what is wrong and what is allowed."""
+    settings: dict[str, Any] = {name: value}
+    with pytest.raises(ValueError, match=f"{name}={value} must be at least {least}"):
+        SweepConfig(**settings)
+
+
+def test_where_a_sweep_runs_does_not_decide_its_numbers(tmp_path: Path) -> None:
+    """Nor how many processes there are at a time: of those the plan tells."""
+    config = SweepConfig(seeds=2, max_steps=5, workers=3, out=tmp_path, resume=True)
+    assert config.deciding() == {"seeds": 2, "max_steps": 5}
+    plan = config.plan(jobs=6, done=4)
+    assert plan["jobs"] == "6, of which 4 are done"
+    assert (plan["seeds"], plan["workers"]) == ("0, 1", "3 processes of one thread")
+    assert SweepConfig().processes >= 1

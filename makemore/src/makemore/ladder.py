@@ -24,16 +24,15 @@ from makemore.rungs import NGRAM, RUNGS, UNIFORM, Job, Mixture, Result, judge, m
 from shared import cli, files
 from shared.datasets import Dataset
 from shared.errors import ArtefactError, NumericalError, UsageError
-from shared.parallel import usable_cores
 from shared.runs import Run, command, saved_config, shown_data
-from shared.workers import Failed, make_clocks, refuse_failed, told_clocks, work_off
+from shared.workers import Failed, SweepConfig, make_clocks, refuse_failed, told_clocks, work_off
 
 PACKAGE = "makemore-ladder"
 CHOICES = tuple(rung.name for rung in RUNGS if rung.chain != "mixtures")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LadderConfig:
+class LadderConfig(SweepConfig):
     """Which rungs to climb, how often, and on what."""
 
     data: str = ""
@@ -46,22 +45,9 @@ class LadderConfig:
     rungs: str = ""
     """Names with commas between them, such as mlp,gru,ngram; all if not given. Mixtures come along
     where there is something to mix."""
-    max_steps: int | None = None
-    """At most so many updates a job, to try things out; the rungs are not judged then."""
-    workers: int = 0
-    """Processes at a time, each on one thread; 0 takes the usable cores."""
-    out: Path | None = None
-    """Run folder; runs/makemore-ladder/<start time> if not given."""
-    resume: bool = False
-    """Continue the ladder in --out, or the one started last; finished jobs are kept."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds} must be at least 1")
-        if self.workers < 0:
-            raise ValueError(f"workers={self.workers} must be at least 0")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps={self.max_steps} must be at least 1")
+        super().__post_init__()
         for name in self.names:
             if name not in CHOICES:
                 raise UsageError(
@@ -84,15 +70,12 @@ class LadderConfig:
 
     def saved(self, dataset: Dataset) -> dict[str, Any]:
         """Return what config.json keeps: all that decides the numbers, recipes included."""
-        values = asdict(self)
-        for name in ("out", "resume", "workers"):
-            del values[name]
         recipes = {
             name: {"model": recipe.config, "trainer": recipe.trainer}
             for name, recipe in RECIPES.items()
         }
         corpus = {"name": shown_data(dataset.name), "sha256": dataset.sha256}
-        return {**values, "corpus": corpus, "recipes": recipes}
+        return {**self.deciding(), "corpus": corpus, "recipes": recipes}
 
     def jobs(self, folder: Path, dataset: Dataset) -> list[Job]:
         """Return the jobs of all rungs, splits and seeds, in the order of the table."""
@@ -143,13 +126,14 @@ def climb(config: LadderConfig, dataset: Dataset, items: Sequence[str], run: Run
     console, started = Console(), time.monotonic()
     jobs = config.jobs(run.folder, dataset)
     open_jobs = [job for job in jobs if not job.done]
-    describe(console, config, dataset, jobs, open_jobs, run)
+    done = len(jobs) - len(open_jobs)
+    describe(console, config, dataset, run, config.plan(len(jobs), done))
     files.make_folder(run.folder / "jobs")
     remedy = f"; continue with --resume --out {run.folder}"
-    failed = work_off(open_jobs, config.workers or usable_cores(), remedy)
+    failed = work_off(open_jobs, config.processes, remedy)
     ladder = Ladder.of(config, items, [Result.of(job) for job in jobs if job.done])
     training = [each.cpu_seconds for each in ladder.results]
-    clocks = make_clocks(started, training, kept=len(jobs) - len(open_jobs))
+    clocks = make_clocks(started, training, kept=done)
     ladder.write(run, dataset, clocks)
     ladder.show(console)
     cli.print_settings(console, "", told_clocks(clocks) | {"chart": run.folder / "ladder.png"})
@@ -157,24 +141,16 @@ def climb(config: LadderConfig, dataset: Dataset, items: Sequence[str], run: Run
 
 
 def describe(
-    console: Console,
-    config: LadderConfig,
-    dataset: Dataset,
-    jobs: Sequence[Job],
-    open_jobs: Sequence[Job],
-    run: Run,
+    console: Console, config: LadderConfig, dataset: Dataset, run: Run, plan: Mapping[str, str]
 ) -> None:
     """Print what is about to be trained on what."""
-    count = config.workers or usable_cores()
     cli.print_settings(
         console,
         f"The ladder on {shown_data(dataset.name)}",
         {
             "data": f"{shown_data(dataset.name)} ({dataset.sha256[:12]}), {config.split} split",
             "rungs": ", ".join(config.names),
-            "jobs": f"{len(jobs)}, of which {len(jobs) - len(open_jobs)} are done",
-            "seeds": ", ".join(str(seed) for seed in range(config.seeds)),
-            "workers": f"{count} processes of one thread",
+            **plan,
             "run": run.folder,
         },
     )

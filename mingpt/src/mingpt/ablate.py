@@ -34,10 +34,10 @@ from shared import cli, files, plots
 from shared.errors import ArtefactError, NumericalError, UsageError
 from shared.estimates import Estimate, brief_count, brief_seconds, markdown_table
 from shared.files import read_json
-from shared.parallel import usable_cores
 from shared.runs import RESULT, Run, saved_config, shown_data
 from shared.workers import (
     RunTask,
+    SweepConfig,
     make_clocks,
     refuse_failed,
     told_clocks,
@@ -502,7 +502,7 @@ def draw(rows: Sequence[Row], out: Path, *, title: str, subtitle: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblateConfig:
+class AblateConfig(SweepConfig):
     """Which table to fill, how often, and on what."""
 
     table: TableName = "paper"
@@ -511,27 +511,14 @@ class AblateConfig:
     variants: str = ""
     """Rows with commas between them, such as n_head=1,d_k=8; all if not given. The base is always
     there."""
-    seeds: int = 3
-    """Runs of each row, with seeds 0, 1, ...; from two on there are intervals."""
     max_steps: int | None = None
     """Updates of every run; the table's own number if not given."""
     data: str = ""
     """A text file, a folder of them or a data set's name; shakespeare if not given, or python-docs
     where that can't be had."""
-    workers: int = 0
-    """Processes at a time, each on one thread; 0 takes the usable cores."""
-    out: Path | None = None
-    """Run folder; runs/mingpt-ablate/<start time> if not given."""
-    resume: bool = False
-    """Continue the run in --out, or the one started last; finished jobs are kept."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds} must be at least 1")
-        if self.workers < 0:
-            raise ValueError(f"workers={self.workers} must be at least 0")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps={self.max_steps} must be at least 1")
+        super().__post_init__()
         known = [variant.name for variant in self.study.rows]
         for name in self.names:
             if name not in (BASE, *known):
@@ -559,14 +546,11 @@ class AblateConfig:
 
     def saved(self, text: Text) -> dict[str, Any]:
         """Return what config.json keeps: all that decides the numbers, the settings included."""
-        values = asdict(self)
-        for name in ("out", "resume", "workers"):
-            del values[name]
         study = self.study
         rows = {variant.name: dict(variant.changes) for variant in study.rows}
         how = {"base": study.base, "rows": rows, "max_steps": study.max_steps}
         corpus = {"name": shown_data(text.name), "sha256": text.sha256}
-        return {**values, "corpus": corpus, "how": how}
+        return {**self.deciding(), "corpus": corpus, "how": how}
 
     def jobs(self, folder: Path, text: Text) -> list[Job]:
         """Return the jobs of all rows and seeds, in the order of the table."""
@@ -614,14 +598,13 @@ def ablate(config: AblateConfig, text: Text, run: Run) -> None:
     files.make_folder(run.folder / "jobs")
     jobs = config.jobs(run.folder / "jobs", text)
     open_jobs = [job for job in jobs if not job.done]
-    describe(console, config, text, run, f"{len(jobs)}, of which {len(jobs) - len(open_jobs)} done")
+    done = len(jobs) - len(open_jobs)
+    describe(console, config, text, run, config.plan(len(jobs), done))
     remedy = f"; continue with --resume --out {run.folder}"
-    failed = work_off(open_jobs, config.workers or usable_cores(), remedy)
+    failed = work_off(open_jobs, config.processes, remedy)
     results, diverged = read_results(jobs)
     rows = make_rows(config.study, results)
-    clocks = make_clocks(
-        started, [each.cpu_seconds for each in results], len(jobs) - len(open_jobs)
-    )
+    clocks = make_clocks(started, [each.cpu_seconds for each in results], kept=done)
     write(config, text, run, results, rows, clocks)
     console.print(terminal_table(rows, config.study.title))
     console.print(explanation(config.study, text, rows), soft_wrap=True)
@@ -633,7 +616,9 @@ def ablate(config: AblateConfig, text: Text, run: Run) -> None:
         )
 
 
-def describe(console: Console, config: AblateConfig, text: Text, run: Run, jobs: str) -> None:
+def describe(
+    console: Console, config: AblateConfig, text: Text, run: Run, plan: Mapping[str, str]
+) -> None:
     """Print what is about to be trained on what."""
     study = config.study
     cli.print_settings(
@@ -646,9 +631,7 @@ def describe(console: Console, config: AblateConfig, text: Text, run: Run, jobs:
             "base": ", ".join(f"{name} {value}" for name, value in study.settings.items())
             or f"the preset {study.preset}",
             "updates": f"{study.max_steps:,} each",
-            "jobs": jobs,
-            "seeds": ", ".join(str(seed) for seed in range(config.seeds)),
-            "workers": f"{config.workers or usable_cores()} processes of one thread",
+            **plan,
             "run": run.folder,
         },
     )

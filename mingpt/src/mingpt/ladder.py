@@ -25,10 +25,10 @@ from shared import cli, files
 from shared.errors import ArtefactError, NumericalError, UsageError
 from shared.estimates import Estimate
 from shared.files import read_json
-from shared.parallel import usable_cores
 from shared.runs import RESULT, Run, saved_config, shown_data
 from shared.workers import (
     RunTask,
+    SweepConfig,
     make_clocks,
     refuse_failed,
     told_clocks,
@@ -120,32 +120,17 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LadderConfig:
+class LadderConfig(SweepConfig):
     """Which rungs to climb, how often, and on what."""
 
     data: str = ""
     """A text file, a folder of them or a data set's name; shakespeare if not given, or python-docs
     where that can't be had."""
-    seeds: int = 3
-    """Runs of each rung that is trained, with seeds 0, 1, ...; from two on there are intervals."""
     rungs: str = ""
     """Names with commas between them, such as ngram,bigram,one-head; all if not given."""
-    max_steps: int | None = None
-    """At most so many updates a job, to try things out; the rungs are not judged then."""
-    workers: int = 0
-    """Processes at a time, each on one thread; 0 takes the usable cores."""
-    out: Path | None = None
-    """Run folder; runs/mingpt-ladder/<start time> if not given."""
-    resume: bool = False
-    """Continue the ladder in --out, or the one started last; finished jobs are kept."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds} must be at least 1")
-        if self.workers < 0:
-            raise ValueError(f"workers={self.workers} must be at least 0")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps={self.max_steps} must be at least 1")
+        super().__post_init__()
         for name in self.names:
             find(name)
 
@@ -157,12 +142,9 @@ class LadderConfig:
 
     def saved(self, text: Text) -> dict[str, Any]:
         """Return what config.json keeps: all that decides the numbers, the rungs included."""
-        values = asdict(self)
-        for name in ("out", "resume", "workers"):
-            del values[name]
         how = {rung.name: {"model": rung.settings, "trainer": rung.trainer} for rung in RUNGS}
         corpus = {"name": shown_data(text.name), "sha256": text.sha256}
-        return {**values, "corpus": corpus, "how": how}
+        return {**self.deciding(), "corpus": corpus, "how": how}
 
     def jobs(self, folder: Path, text: Text) -> list[Job]:
         """Return the jobs of all rungs and seeds, in the order of the table."""
@@ -207,13 +189,14 @@ def climb(config: LadderConfig, text: Text, run: Run) -> None:
     console, started = Console(), time.monotonic()
     jobs = config.jobs(run.folder, text)
     open_jobs = [job for job in jobs if not job.done]
-    describe(console, config, text, jobs, open_jobs, run)
+    done = len(jobs) - len(open_jobs)
+    describe(console, config, text, run, config.plan(len(jobs), done))
     files.make_folder(run.folder / "jobs")
     remedy = f"; continue with --resume --out {run.folder}"
-    failed = work_off(open_jobs, config.workers or usable_cores(), remedy)
+    failed = work_off(open_jobs, config.processes, remedy)
     ladder = Ladder.of([Result.of(job) for job in jobs if job.done])
     training = [each.cpu_seconds for each in ladder.results]
-    clocks = make_clocks(started, training, kept=len(jobs) - len(open_jobs))
+    clocks = make_clocks(started, training, kept=done)
     ladder.write(run, text, config.command(), clocks)
     ladder.show(console)
     cli.print_settings(console, "", told_clocks(clocks) | {"chart": run.folder / "ladder.png"})
@@ -222,15 +205,9 @@ def climb(config: LadderConfig, text: Text, run: Run) -> None:
 
 
 def describe(
-    console: Console,
-    config: LadderConfig,
-    text: Text,
-    jobs: Sequence[Job],
-    open_jobs: Sequence[Job],
-    run: Run,
+    console: Console, config: LadderConfig, text: Text, run: Run, plan: Mapping[str, str]
 ) -> None:
     """Print what is about to be trained on what."""
-    count = config.workers or usable_cores()
     cli.print_settings(
         console,
         f"The ladder on {shown_data(text.name)}",
@@ -238,9 +215,7 @@ def describe(
             "data": f"{shown_data(text.name)} ({text.sha256[:12]}), {len(text.train):,} "
             f"characters to train on, {len(text.val):,} to validate",
             "rungs": ", ".join(config.names),
-            "jobs": f"{len(jobs)}, of which {len(jobs) - len(open_jobs)} are done",
-            "seeds": ", ".join(str(seed) for seed in range(config.seeds)),
-            "workers": f"{count} processes of one thread",
+            **plan,
             "run": run.folder,
         },
     )

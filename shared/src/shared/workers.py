@@ -13,8 +13,9 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -23,6 +24,7 @@ from rich.text import Text
 
 from shared.errors import ArtefactError, Failure, Interrupted
 from shared.metrics import format_value, read_metrics
+from shared.parallel import usable_cores
 from shared.profiling import cpu_seconds
 from shared.runs import RESULT
 from shared.signals import StopRequest
@@ -84,6 +86,49 @@ class RunTask(ABC):
         """Do it; what was begun is continued."""
         resume = ["--resume"] if self.folder.exists() else []
         return [["-m", *self.words(), "--out", str(self.folder), *resume]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Settings of a command that makes many runs: how often, how long, and how many at a time."""
+
+    seeds: int = 3
+    """Runs of each model that is trained, with seeds 0, 1, ...; from two on there are intervals."""
+    max_steps: int | None = None
+    """At most so many updates a run, to try things out; nothing is judged then."""
+    workers: int = 0
+    """Processes at a time, each on one thread; 0 takes the usable cores."""
+    out: Path | None = None
+    """Run folder; runs/<name of the command>/<start time> if not given."""
+    resume: bool = False
+    """Continue in --out, or what was started last; finished runs are kept."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        for name, least in (("seeds", 1), ("workers", 0), ("max_steps", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
+
+    @property
+    def processes(self) -> int:
+        """Count the processes at a time."""
+        return self.workers or usable_cores()
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide the numbers: not where, and how many at a time."""
+        values = asdict(self)
+        for name in ("out", "resume", "workers"):
+            del values[name]
+        return values
+
+    def plan(self, jobs: int, done: int) -> dict[str, str]:
+        """Say what is about to be done, for `cli.print_settings`."""
+        return {
+            "jobs": f"{jobs}, of which {done} are done",
+            "seeds": ", ".join(str(seed) for seed in range(self.seeds)),
+            "workers": f"{self.processes} processes of one thread",
+        }
 
 
 class Running:
