@@ -13,6 +13,7 @@ from mingpt.data import mean_nats
 from mingpt.gpt import GPT
 from mingpt.hybrid import Hybrid
 from mingpt.load import (
+    HYBRID_SIZES,
     choose_run,
     differences,
     find_data,
@@ -93,14 +94,14 @@ def test_every_field_that_differs_is_named() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_weights_show_their_sizes(name: str) -> None:
     """Of every recipe: layers, width and characters, by names and shapes alone."""
-    model = build(name, 13, n_layer=3, n_head=2, n_embd=8, block_size=5)
+    model = build(name, 13, n_layer=3, n_head=2, n_embd=8, block_size=9)
     assert isinstance(model, GPT | Hybrid)
     found = sizes(model.state_dict())
-    shown = {"n_layer": 3, "vocab_size": 13, "n_embd": 8, "block_size": 5, "n_hidden": 32}
+    shown = {"n_layer": 3, "vocab_size": 13, "n_embd": 8, "block_size": 9, "n_hidden": 32}
     shown.update(conv=model.config.conv)
     if isinstance(model, Hybrid):
-        shown.update(n=model.config.n, shortest=model.config.shortest)
-        assert {"n", "shortest"} <= found.keys()
+        shown.update({size: getattr(model.config, size) for size in HYBRID_SIZES})
+        assert set(HYBRID_SIZES) <= found.keys()
     assert found.items() <= shown.items()
     assert {"n_layer", "vocab_size", "n_embd", "n_hidden"} <= found.keys()
     assert sizes({"wpe.weight": torch.zeros(5, 8)}) == {"block_size": 5}
@@ -171,6 +172,8 @@ def test_parts_that_do_not_fit_are_named(misfit: str, run: Path, altered: Altere
         ),
         (model(n=HUGE), f"n: checkpoint 4, asked {HUGE}$"),
         (model(shortest=2), "shortest: checkpoint 3, asked 2$"),
+        (model(recent=HUGE), f"recent: checkpoint 6, asked {HUGE}$"),
+        (model(recent=3), "recent: checkpoint 6, asked 3$"),
     ],
 )
 def test_a_hybrid_that_cannot_have_counted_is_refused(

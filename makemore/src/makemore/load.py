@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from makemore.data import BOUNDARY, Splits, Vocabulary, read_items, split_items
 from makemore.model import CharacterModel
 from makemore.ngram import NGram
 from makemore.recipes import build_saved
-from shared.checkpoint import Checkpoint, open_checkpoint
-from shared.datasets import Dataset, resolve
-from shared.errors import ArtefactError, DataError, UsageError
+from shared.checkpoint import Checkpoint, misfits, open_checkpoint
+from shared.datasets import Dataset, resolve_again
+from shared.errors import ArtefactError, DataError
 from shared.runs import newest_folder
 
 PACKAGE = "makemore"
@@ -83,17 +82,9 @@ def check_length(model: CharacterModel, longest: int) -> None:
 def find_data(loaded: Loaded, data: str = "") -> Dataset:
     """Find the data that a model was trained on, or those that `data` names.
 
-    Raises UsageError where they are not found, and whatever else `resolve` raises.
+    Raises what `resolve_again` raises.
     """
-    corpus = loaded.config["corpus"]
-    try:
-        return resolve(data or loaded.config["data"] or corpus["name"])
-    except UsageError as error:
-        if data:
-            raise
-        raise UsageError(
-            f"the data of the training are not where they were ({error}); name them with --data"
-        ) from error
+    return resolve_again(data, loaded.config)
 
 
 def trained_on(loaded: Loaded, dataset: Dataset) -> bool:
@@ -147,7 +138,7 @@ def _model(checkpoint: Checkpoint, config: dict[str, Any]) -> CharacterModel:
     except ArtefactError as error:
         raise ArtefactError(f"{checkpoint.path}: {error}") from error
     tensors = checkpoint.tensors()
-    if wrong := _differences(model, tensors):
+    if wrong := misfits(model, tensors):
         raise ArtefactError(
             f"{checkpoint.path}: the weights do not fit the configuration: {'; '.join(wrong)}"
         )
@@ -156,20 +147,3 @@ def _model(checkpoint: Checkpoint, config: dict[str, Any]) -> CharacterModel:
     except (RuntimeError, ValueError) as error:  # counts, which check themselves
         raise ArtefactError(f"{checkpoint.path}: {error}") from error
     return model
-
-
-def _differences(model: CharacterModel, tensors: dict[str, Tensor]) -> list[str]:
-    """Return a line for each tensor that is absent, foreign or of another shape.
-
-    The shapes of counts depend on the data, so that those of buffers are left to the model.
-    """
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    lines = []
-    for name in sorted(model.state_dict().keys() | tensors.keys()):
-        if name not in tensors:
-            lines.append(f"{name}: absent")
-        elif name not in model.state_dict():
-            lines.append(f"{name}: unknown")
-        elif name in shapes and tuple(tensors[name].shape) != shapes[name]:
-            lines.append(f"{name}: {tuple(tensors[name].shape)}, expected {shapes[name]}")
-    return lines

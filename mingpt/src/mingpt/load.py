@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from mingpt import recipes
 from mingpt.data import Text, Vocabulary, load_text
 from mingpt.model import LanguageModel
-from shared.checkpoint import Checkpoint, open_checkpoint
-from shared.datasets import Dataset, resolve
-from shared.errors import ArtefactError, UsageError
+from shared.checkpoint import Checkpoint, misfits, open_checkpoint
+from shared.datasets import Dataset, resolve_again
+from shared.errors import ArtefactError
 from shared.runs import newest_folder
 
 PACKAGE = "mingpt"
 RUNS = Path("runs") / PACKAGE
+HYBRID_SIZES = ("n", "shortest", "recent")
 MOST_TENSORS = 3  # named in an error; what the fields say is of more use
 MOST_CONTEXT = 1 << 20  # characters: tables of angles or sines are not saved, and show no size
 
@@ -116,10 +117,10 @@ def check_fit(checkpoint: Checkpoint, model: nn.Module, asked: Mapping[str, Any]
     tensors, described = checkpoint.tensors(), checkpoint.json().get("model", {})
     shown = {name: size for name, size in sizes(tensors).items() if asked.get(name)}  # 0: derived
     fields = differences({**described, **shown}, asked)
-    misfits = _misfits(model, tensors)
-    if fields or misfits:
-        more = len(misfits) - MOST_TENSORS
-        told = [*fields, *misfits[:MOST_TENSORS], *([f"{more} more tensors"] if more > 0 else [])]
+    wrong = misfits(model, tensors)
+    if fields or wrong:
+        more = len(wrong) - MOST_TENSORS
+        told = [*fields, *wrong[:MOST_TENSORS], *([f"{more} more tensors"] if more > 0 else [])]
         raise ArtefactError(f"{checkpoint.path}: of another configuration: {'; '.join(told)}")
 
 
@@ -133,7 +134,17 @@ def check_description(asked: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     if wrong := wrong_types(kind, asked):
         raise ArtefactError(f"config.json does not describe a model ({'; '.join(wrong)})")
     found = {**sizes(tensors), **_head_widths(tensors, asked)}
-    named = {"n_layer", "n_embd", "vocab_size", "n_hidden", "d_k", "conv", "n", "shortest"}
+    named = {
+        "n_layer",
+        "n_embd",
+        "vocab_size",
+        "n_hidden",
+        "d_k",
+        "conv",
+        "n",
+        "shortest",
+        "recent",
+    }
     if asked.get("positions") == "learned":
         named.add("block_size")
     sized = {name: size for name, size in asked.items() if name in named and size}  # 0: derived
@@ -198,7 +209,8 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
     n_layer is the number of blocks, vocab_size and n_embd are the shape of wte, block_size is the
     rows of a learned wpe, n_hidden those of the feed-forward layer's first matrix, conv those of a
-    convolution. A hybrid's n and shortest follow from M = n - shortest + 1 and M V + n (hybrid.py).
+    convolution, recent the strengths. A hybrid's n and shortest follow from its experts and hints:
+    M = n - shortest + 1 and M V + n, to which `recent` adds 1 and V + recent - 1 (hybrid.py).
     """
     found: dict[str, int] = {}
     if layers := {match[1] for name in tensors if (match := re.search(r"\bblocks\.(\d+)\.", name))}:
@@ -214,27 +226,12 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
             found["conv"] = tensor.size(0)
     trust, hint = tensors.get("trust_head"), tensors.get("hint_embed")
     if "vocab_size" in found and trust is not None and hint is not None and hint.ndim == 2:
-        lengths = trust.size(0) if trust.ndim else 0
-        found["n"] = hint.size(1) - lengths * found["vocab_size"]
-        found["shortest"] = found["n"] - lengths + 1
+        experts, strength = trust.size(0) if trust.ndim else 0, tensors.get("log_strength")
+        contexts = 0 if strength is None else strength.numel()
+        found["recent"] = contexts + 1 if contexts else 0
+        found["n"] = hint.size(1) - experts * found["vocab_size"] - contexts
+        found["shortest"] = found["n"] - experts + 1 + (strength is not None)
     return found
-
-
-def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return a line for each tensor that is absent, foreign or of another shape.
-
-    The shapes of counts depend on the data, so that those of buffers are left to the model.
-    """
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    lines = []
-    for name in sorted(model.state_dict().keys() | tensors.keys()):
-        if name not in tensors:
-            lines.append(f"{name}: absent")
-        elif name not in model.state_dict():
-            lines.append(f"{name}: unknown")
-        elif name in shapes and tuple(tensors[name].shape) != shapes[name]:
-            lines.append(f"{name}: {tuple(tensors[name].shape)}, expected {shapes[name]}")
-    return lines
 
 
 # ---- the text
@@ -243,16 +240,9 @@ def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
 def find_data(loaded: Loaded, data: str = "") -> Dataset:
     """Find the data that a model was trained on, or those that `data` names.
 
-    Raises UsageError where they are not found, and whatever else `resolve` raises.
+    Raises what `resolve_again` raises.
     """
-    try:
-        return resolve(data or loaded.config["data"] or loaded.config["corpus"]["name"])
-    except UsageError as error:
-        if data:
-            raise
-        raise UsageError(
-            f"the data of the training are not where they were ({error}); name them with --data"
-        ) from error
+    return resolve_again(data, loaded.config)
 
 
 def trained_on(loaded: Loaded, dataset: Dataset) -> bool:

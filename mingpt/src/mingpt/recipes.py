@@ -40,6 +40,9 @@ MUON: dict[str, Any] = {
     "batch_size": 4,
     "grad_clip": 0.0,
 }
+# Windows of four times the length: the longer, the more of what comes has been there before.
+HYBRID: dict[str, Any] = {**MODERN, "block_size": 1024, "recent": 6}
+HYBRID_MUON: dict[str, Any] = {**MUON, "batch_size": 1}
 # A model of three times the weights, and dropout, as it reads the text four times.
 LARGE: dict[str, Any] = {**MODERN, "n_layer": 6, "n_head": 3, "n_embd": 192, "dropout": 0.1}
 LONG: dict[str, Any] = {**MUON, "batch_size": 8, "max_steps": 2000, "eval_every": 500}
@@ -77,13 +80,13 @@ RECIPES: dict[str, Recipe] = {
         "the same for five CPU minutes, which two cores have in three",
     ),
     "hybrid": Recipe(
-        HybridConfig(**MODERN),
-        TrainerConfig(max_steps=1400, eval_every=350, **MUON),
+        HybridConfig(**HYBRID),
+        TrainerConfig(max_steps=900, eval_every=300, **HYBRID_MUON),
         "the default's transformer, correcting Kneser-Ney n-grams, in nanoGPT's time",
     ),
     "hybrid-5min": Recipe(
-        HybridConfig(**MODERN),
-        TrainerConfig(max_steps=2900, eval_every=725, **MUON),
+        HybridConfig(**HYBRID),
+        TrainerConfig(max_steps=1800, eval_every=450, **HYBRID_MUON),
         "the same for five CPU minutes",
     ),
     "hybrid-20min": Recipe(

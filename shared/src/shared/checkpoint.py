@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared import files
 from shared.errors import ArtefactError, ResourceError, UsageError
@@ -402,6 +402,24 @@ def open_checkpoint(path: Path, best: bool = False) -> Checkpoint:
     if checkpoints.refused:
         raise ArtefactError("no checkpoint is intact: " + "; ".join(checkpoints.refused))
     raise UsageError(f"{path}: holds no checkpoint yet")
+
+
+def misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return a line for each tensor that is absent, foreign or of another shape than `model`'s.
+
+    The shapes of buffers may depend on the data, so that those are left to the model.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    expected = model.state_dict().keys()
+    lines = []
+    for name in sorted(expected | tensors.keys()):
+        if name not in tensors:
+            lines.append(f"{name}: absent")
+        elif name not in expected:
+            lines.append(f"{name}: unknown")
+        elif name in shapes and tuple(tensors[name].shape) != shapes[name]:
+            lines.append(f"{name}: {tuple(tensors[name].shape)}, expected {shapes[name]}")
+    return lines
 
 
 def _step_name(step: int) -> str:

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, BinaryIO, NoReturn
+from typing import Annotated, Any, BinaryIO, NoReturn
 from urllib.parse import urlsplit
 
 import platformdirs
@@ -202,6 +202,22 @@ def resolve_default(name: str, fallback: str = "python-docs") -> tuple[Dataset, 
         return resolve(name), None
     except (ArtefactError, DataError, ResourceError) as error:
         return _embedded(fallback), f"{error}. Using the embedded corpus {fallback} instead."
+
+
+def resolve_again(name_or_path: str, config: Mapping[str, Any]) -> Dataset:
+    """Return the data of a training by its config.json, or those that `name_or_path` names.
+
+    config has the training's `data`, empty for the default, and the name that this had then,
+    `corpus.name`. Raises UsageError where they are not found, and whatever else `resolve` raises.
+    """
+    try:
+        return resolve(name_or_path or config["data"] or config["corpus"]["name"])
+    except UsageError as error:
+        if name_or_path:
+            raise
+        raise UsageError(
+            f"the data of the training are not where they were ({error}); name them with --data"
+        ) from error
 
 
 def find(entry: Entry) -> Path | None:
