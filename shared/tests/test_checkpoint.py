@@ -20,7 +20,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from shared import files
-from shared.checkpoint import Checkpoint, Checkpoints, PendingCheckpoint, open_checkpoint
+from shared.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    PendingCheckpoint,
+    misfits,
+    open_checkpoint,
+)
 from shared.errors import ArtefactError, ResourceError, UsageError
 from shared.faults import corrupt, fail_nth, run_and_kill
 
@@ -803,3 +809,18 @@ def test_the_newest_up_to_a_step(checkpoints: Checkpoints) -> None:
         found = checkpoints.newest(last_step)
         assert (found.step if found else None) == expected
         assert not checkpoints.refused
+
+
+def test_what_does_not_fit_a_model_is_named() -> None:
+    """Absent, unknown, of another shape; a buffer may have any, and what fits has no line."""
+    model = torch.nn.Linear(2, 3)
+    model.register_buffer("counts", torch.zeros(4))
+    tensors = {**model.state_dict(), "counts": torch.zeros(9)}
+    assert misfits(model, tensors) == []
+    del tensors["bias"]
+    tensors |= {"weight": torch.zeros(3, 5), "strange": torch.zeros(1)}
+    assert misfits(model, tensors) == [
+        "bias: absent",
+        "strange: unknown",
+        "weight: (3, 5), expected (3, 2)",
+    ]

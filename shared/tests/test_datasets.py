@@ -18,7 +18,7 @@ import pytest
 
 from shared import corpora, datasets, faults, registry, textfiles
 from shared import download as download_module
-from shared.datasets import resolve, resolve_default
+from shared.datasets import resolve, resolve_again, resolve_default
 from shared.errors import ArtefactError, DataError, ResourceError, UsageError
 from shared.registry import Entry, Form, Source
 
@@ -714,3 +714,20 @@ def test_the_data_folder_here_is_what_the_registry_says() -> None:
     for name, source in registry.sources().items():
         if source.text and all(datasets.find(entry) for entry in source.entries):
             assert sum(map(len, resolve(name, offline=True).chunks())) > 100_000
+
+
+def test_the_data_of_a_training_are_found_again(folder: Path, tmp_path: Path) -> None:
+    """Those named now; else those named then, or the default's name; or a hint at --data."""
+    then, now = tmp_path / "then.txt", tmp_path / "now.txt"
+    then.write_bytes(PLAY)
+    now.write_bytes(TRAIN)
+    config = {"data": str(then), "corpus": {"name": "python-docs"}}
+    assert resolve_again("", config).text() == PLAY.decode()
+    assert resolve_again(str(now), config).text() == TRAIN.decode()
+    assert resolve_again("", {**config, "data": ""}).name == "python-docs"
+    then.unlink()
+    with pytest.raises(UsageError, match=r"not where they were .*name them with --data"):
+        resolve_again("", config)
+    with pytest.raises(UsageError) as named:
+        resolve_again(str(tmp_path / "lost.txt"), config)
+    assert "--data" not in str(named.value)
