@@ -1,7 +1,7 @@
 """What makemore survives: rows 5 to 8 of the project's list of faults, and a signal in training."""
 
+import functools
 import math
-import signal
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from shared.checkpoint import Checkpoints, open_checkpoint
 from shared.datasets import resolve
 from shared.errors import DataError
 from shared.faults import run_and_kill
-from shared.files import sha256_of
 from shared.metrics import read_metrics
+from shared.testing import check_interrupt_loses_nothing, check_strangers_are_refused, digests
 
 Command = Callable[..., Any]
 MEGABYTE = 10**6
@@ -27,12 +27,6 @@ MEGABYTE = 10**6
 def write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Return the digest of every file below a folder."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): sha256_of(path) for path in found}
 
 
 # -- 5: data that cannot be trained on -----------------------------------------------------------
@@ -211,41 +205,13 @@ def test_a_folder_that_is_no_run_of_ours_is_refused(
     verb: str, command: Command, tmp_path: Path
 ) -> None:
     """None at all, one without a checkpoint, another package's, a damaged one."""
-    ended = command(verb, "--run", tmp_path / "nowhere")
-    assert (ended.code, ended.error.count("\n")) == (2, 1)
-    assert "nowhere: no such folder" in ended.said
-    ended = command(verb, "--run", tmp_path)
-    assert ended.code == 2
-    assert "holds no checkpoint yet" in ended.said
-    pending = Checkpoints(tmp_path / "other" / "checkpoints").begin(1)
-    pending.write_tensors("model.safetensors", {"wte.weight": torch.zeros(3, 3)})
-    pending.write_json("config.json", {"model": {"vocab_size": 3}, "corpus": {}})
-    checkpoint = Checkpoints(tmp_path / "other" / "checkpoints").commit(pending)
-    ended = command(verb, "--run", tmp_path / "other")
-    assert (ended.code, ended.error.count("\n")) == (4, 1)
-    assert "not a run of makemore.train" in ended.said
-    (checkpoint.path / "model.safetensors").write_bytes(b"")
-    ended = command(verb, "--run", tmp_path / "other")
-    assert (ended.code, ended.error.count("\n")) == (4, 1)
-    assert "model.safetensors" in ended.said
+    check_strangers_are_refused(lambda run: command(verb, "--run", run), tmp_path, "makemore.train")
 
 
 def test_ctrl_c_ends_training_after_a_save_and_resuming_gives_the_same_bits(
     command: Command, names_file: Path, tiny: tuple[object, ...], tmp_path: Path
 ) -> None:
     """The real command in a process of its own, with dropout: exit 130, and no traceback."""
-    words = [str(word) for word in ("--data", names_file, *tiny)]
-    out = ["--out", str(tmp_path / "run")]
-    argv = [sys.executable, "-m", "makemore.train", *words, *out]
-    ended = run_and_kill(argv, at="step:3", signum=signal.SIGINT)
-    assert ended.returncode == 130, ended.stderr
-    assert "stopped after step 4, saved; continue with --resume" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert not (tmp_path / "run" / "result.json").exists()
-    assert command("train", "--resume", *out).code == 0
-    assert command("train", *words, "--out", tmp_path / "straight").code == 0
-    digest, straight = (
-        sha256_of(open_checkpoint(tmp_path / name).file("model.safetensors"))
-        for name in ("run", "straight")
-    )
-    assert digest == straight
+    train = functools.partial(command, "train")
+    words = ("--data", names_file, *tiny)
+    check_interrupt_loses_nothing(train, "makemore.train", words, 3, tmp_path)

@@ -1,11 +1,19 @@
-"""What the tests of several packages need: calling a command in this process."""
+"""What the tests of several packages need: calling a command, and what every package survives."""
 
 import contextlib
 import io
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 from shared import cli
+from shared.checkpoint import Checkpoints, open_checkpoint
+from shared.faults import run_and_kill
+from shared.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -33,3 +41,56 @@ def call(
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         code = cli.execute(verb, [str(flag) for flag in flags], f"python -m {program}", defaults)
     return Ended(code, out.getvalue(), error.getvalue())
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the digest of every file below a folder."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): sha256_of(path) for path in found}
+
+
+def weights_digest(run: Path) -> str:
+    """Return the digest of the weights in a run's newest checkpoint."""
+    return sha256_of(open_checkpoint(run).file("model.safetensors"))
+
+
+def check_strangers_are_refused(run: Callable[[Path], Ended], folder: Path, trainer: str) -> None:
+    """Have a command refuse folders that are no run of `trainer`: one line, and exit 2 or 4.
+
+    `run` calls it on a folder: none at all, one without a checkpoint, another package's, a damaged
+    one. `folder` is empty.
+    """
+    told = ((folder / "nowhere", 2, "no such folder"), (folder, 2, "holds no checkpoint yet"))
+    for where, code, said in told:
+        ended = run(where)
+        assert ended.code == code, ended.error
+        assert said in ended.said
+    pending = Checkpoints(folder / "other" / "checkpoints").begin(1)
+    pending.write_tensors("model.safetensors", {"wte.weight": torch.zeros(3, 3)})
+    pending.write_json("config.json", {"model": {"vocab_size": 3}, "corpus": {}})
+    checkpoint = Checkpoints(folder / "other" / "checkpoints").commit(pending)
+    for said in (f"not a run of {trainer}", "model.safetensors"):
+        ended = run(folder / "other")
+        assert (ended.code, ended.error.count("\n")) == (4, 1), ended.error
+        assert said in ended.said
+        (checkpoint.path / "model.safetensors").write_bytes(b"")
+
+
+def check_interrupt_loses_nothing(
+    run: Callable[..., Ended], trainer: str, words: Sequence[object], step: int, folder: Path
+) -> None:
+    """Interrupt a training (Ctrl-C) after `step` updates: exit 130, and --resume ends in its bits.
+
+    The real command, `python -m trainer` with `words`, in a process of its own; `run` calls it with
+    flags in this one. `folder` is empty.
+    """
+    out = ["--out", str(folder / "run")]
+    argv = [sys.executable, "-m", trainer, *map(str, words), *out]
+    ended = run_and_kill(argv, at=f"step:{step}", signum=signal.SIGINT)
+    assert ended.returncode == 130, ended.stderr
+    assert f"stopped after step {step + 1}, saved; continue with --resume" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (folder / "run" / "result.json").exists()
+    assert run("--resume", *out).code == 0
+    assert run(*words, "--out", folder / "straight").code == 0
+    assert weights_digest(folder / "run") == weights_digest(folder / "straight")
