@@ -43,9 +43,8 @@ MUON: dict[str, Any] = {
 # Windows of four times the length: the longer, the more of what comes has been there before.
 HYBRID: dict[str, Any] = {**MODERN, "block_size": 1024, "recent": 6}
 HYBRID_MUON: dict[str, Any] = {**MUON, "batch_size": 1}
-# A model of three times the weights, and dropout, as it reads the text four times.
-LARGE: dict[str, Any] = {**MODERN, "n_layer": 6, "n_head": 3, "n_embd": 192, "dropout": 0.1}
-LONG: dict[str, Any] = {**MUON, "batch_size": 8, "max_steps": 2000, "eval_every": 500}
+# For trainings that read the text six times and more, and would learn it by heart.
+LONG: dict[str, Any] = {"dropout": 0.1}
 # nanoGPT, config/train_shakespeare_char.py with the README's changes for a CPU.
 NANOGPT = TrainerConfig(
     max_steps=2000,
@@ -89,8 +88,15 @@ RECIPES: dict[str, Recipe] = {
         TrainerConfig(max_steps=1800, eval_every=450, **HYBRID_MUON),
         "the same for five CPU minutes",
     ),
+    "default-20min": Recipe(
+        GPTConfig(**MODERN, **LONG),
+        TrainerConfig(max_steps=8000, eval_every=2000, **MUON),
+        "five times as long, with dropout",
+    ),
     "hybrid-20min": Recipe(
-        HybridConfig(**LARGE), TrainerConfig(**LONG), "a larger hybrid, for 20 CPU minutes"
+        HybridConfig(**HYBRID, **LONG),
+        TrainerConfig(max_steps=6000, eval_every=1500, **HYBRID_MUON),
+        "more than three times as long, with dropout",
     ),
     "nanogpt": Recipe(
         GPTConfig(block_size=64, n_head=4, bias=False),
