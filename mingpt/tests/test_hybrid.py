@@ -30,6 +30,7 @@ def characters(length: int) -> IntArray:
 
 
 TRAIN, VAL = characters(500), characters(83)
+REPEATED = torch.tensor([[0, 1, 2, 0, 1, 2, 0, 1]])
 TEXT = Text("text", "0" * 64, Vocabulary("abcdefg"), TRAIN, VAL)
 
 
@@ -115,7 +116,7 @@ def test_hints_that_are_not_given_are_looked_up() -> None:
 def test_a_text_read_in_chunks_is_the_text(n: int, recent: int, chunks: list[int]) -> None:
     """The cache keeps the characters that counting needs, too."""
     model = made(moved=True, n=n, shortest=min(n, 2), recent=recent)
-    idx = torch.from_numpy(np.stack([VAL[:T], TRAIN[60 : 60 + T]]))
+    idx = torch.cat((torch.from_numpy(np.stack([VAL[:T], TRAIN[60 : 60 + T]])), REPEATED))
     whole, cache, end = model(idx), model.new_cache(), 0
     for chunk in chunks:
         start, end = end, end + chunk
@@ -123,24 +124,27 @@ def test_a_text_read_in_chunks_is_the_text(n: int, recent: int, chunks: list[int
         torch.testing.assert_close(last, whole[:, end - 1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("recent", [0, 3])
 @torch.no_grad()
-def test_trust_multiplies_what_was_counted() -> None:
+def test_trust_multiplies_what_was_counted(recent: int) -> None:
     """With a head that says nothing, logits are the sum over lengths k of g_k log p_k.
 
-    The log-probabilities of each length are those that a model of this length hints at.
+    The log-probabilities of each length are those that a model of this length hints at. With what
+    the window shows, its g_0 log q comes first, and the transformer is told of it.
     """
-    model, idx = made(), torch.from_numpy(VAL[:T])[None]
+    model, ids = made(recent=recent), REPEATED[0].numpy()
     model.trust_head.add_(torch.randn_like(model.trust_head))
     levels = model.ngram.levels
-    log_p = [torch.log(torch.from_numpy(probabilities(levels[:k], VAL[:T], V))) for k in (4, 3, 2)]
-    x = model.gpt.features(idx, hint=model.hint(hints(VAL[:T])[None]))[0]  # (T, C)
-    trust = x @ model.trust_head.T + torch.tensor([1.0, 0.0, 0.0])  # (T, M)
-    expected = sum(trust[:, [i]] * each for i, each in enumerate(log_p))
-    torch.testing.assert_close(model(idx)[0], expected, atol=1e-4, rtol=1e-4)
+    log_p = [torch.log(torch.from_numpy(probabilities(levels[:k], ids, V))) for k in (4, 3, 2)]
+    told, experts = [hints(ids)], log_p
+    if recent:
+        log_q, counted = (each[0] for each in model.recall(REPEATED, log_p[0][None]))
+        told, experts = [hints(ids), log_q - log_p[0], counted], [log_q, *log_p]
+    x = model.gpt.features(REPEATED, hint=model.hint(torch.cat(told, -1)[None]))[0]  # (T, C)
+    trust = x @ model.trust_head.T + torch.eye(len(experts))[0]  # (T, experts)
+    expected = sum(trust[:, [i]] * each for i, each in enumerate(experts))
+    torch.testing.assert_close(model(REPEATED)[0], expected, atol=1e-4, rtol=1e-4)
     assert trust.std() > 0.1
-
-
-REPEATED = torch.tensor([[0, 1, 2, 0, 1, 2, 0, 1]])
 
 
 @torch.no_grad()
@@ -158,21 +162,15 @@ def test_what_the_window_showed_is_likelier() -> None:
 
 
 def test_training_moves_how_much_the_window_is_believed() -> None:
-    """Its strengths have a gradient, and the transformer is told what was counted."""
+    """Its strengths have a gradient; q is a distribution, beside how often contexts were seen."""
     model = made(recent=3)
     model(REPEATED, REPEATED.roll(-1, 1)).backward()
     assert model.log_strength.grad is not None
     assert (model.log_strength.grad != 0).all()
-    assert model.hint_embed.shape == (16, model.config.hints)
-    log_q, counted = model.recall(REPEATED, plain_log_probs(model))
+    log_q, counted = model.recall(REPEATED, model.look_up(REPEATED)[..., :V])
     expected = torch.tensor([[0, 0], [0, 0], [0, 0], [0, 0], [1, 0], [1, 1], [1, 1], [2, 1]])
     torch.testing.assert_close(counted[0], expected.float().log1p())
     torch.testing.assert_close(log_q.exp().sum(-1), torch.ones(1, T))
-
-
-def plain_log_probs(model: Hybrid) -> torch.Tensor:
-    """Return log p (1, T, V) of REPEATED by the longest n-grams."""
-    return model.look_up(REPEATED)[..., :V]
 
 
 def test_training_moves_what_corrects_the_counts() -> None:

@@ -232,10 +232,7 @@ def test_recent_counts_are_those_of_a_loop(last: int) -> None:
     for row, text in enumerate(idx.tolist()):
         for place, k in product(range(S - last, S), range(2, longest + 1)):
             for end in range(k - 1, place):  # of the context where it stood before
-                if (
-                    place >= k - 1
-                    and text[end - k + 1 : end + 1] == text[place - k + 1 : place + 1]
-                ):
+                if text[end - k + 1 : end + 1] == text[place - k + 1 : place + 1]:
                     expected[row, place - S + last, k - 2, text[end + 1]] += 1
     found = recent_counts(torch.from_numpy(idx), longest, V, last)
     assert np.array_equal(found, expected)

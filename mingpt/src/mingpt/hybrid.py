@@ -8,7 +8,7 @@ context of each length was seen, projected and added to the embeddings. f is the
 head; the g_k, learned sums of x, say how far to trust each length here. At the start g_n = 1, the
 others are 0, and so is f with `zero_init` and an untied head, as the presets have it: training
 begins at the n-gram model's loss, and all that is learned is what counting misses. It is a product
-of experts (Hinton, 2002), all but one of them counted. The counts that a place is trained with
+of experts (Hinton, 2002), all but one of them counted. The n-grams that a place is trained with
 leave out its own tenth of the text (`ngram.held_out_hints`: ten counts and a look-up of every
 place), or the transformer would learn to trust them too much.
 
@@ -18,11 +18,12 @@ characters that stood in the window before, N_k times, c_k(w) of them before w, 
 
     q_k(w) = (c_k(w) + a_k q_{k-1}(w)) / (N_k + a_k)
 
-(MacKay & Peto, 1995), the a_k learned. log q is one more expert and hint, the first: g = 1 at the
-start is then its.
+(MacKay & Peto, 1995), the a_k learned. log q, of the longest, is the first expert: g = 1 at the
+start is then its. The transformer is told log q - log p_n and log(1 + N_k).
 
-In training and evaluation the hints read on across windows: they know the n - 1 characters before a
-place also where the window has just begun. The transformer never does.
+In training and evaluation the n-grams read on across windows: they know the n - 1 characters before
+a place also where the window has just begun. The transformer never does, nor what is counted in the
+window.
 
 Shapes: B batch, T time, C = n_embd, V characters, M = n - shortest + 1 lengths, K = recent - 1
 contexts counted in the window (0 without), W = M V + n hints for each place.
@@ -44,7 +45,7 @@ from shared.sampler import IntArray
 HintedBatch = tuple[Tensor, Tensor, Tensor]
 # Hints are numbers from about -12 to 12; at this scale they are as large as other embeddings.
 HINT_SCALE = 0.3
-# a_k at the start of training: a context of one more character needs half as much evidence.
+# a_k starts at STRENGTH / 2^k: 120 for two characters, half for each more. Training moves them on.
 STRENGTH = 480.0
 
 
@@ -178,9 +179,9 @@ class Hybrid(nn.Module):
         return logits
 
     def recall(self, seen: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Correct log_probs (B, T, V) by what the window seen (B, S), which ends there, shows.
+        """Return log q (B, T, V) and log(1 + N_k) (B, T, K): the module's docstring.
 
-        Returns log q (B, T, V) and log(1 + N_k) of the contexts (B, T, K).
+        log_probs (B, T, V) are log p_n of the last T places of the window `seen` (B, S).
         """
         T, V, longest = log_probs.size(1), self.vocab_size, self.config.recent
         q = log_probs.exp()

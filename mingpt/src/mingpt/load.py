@@ -134,17 +134,7 @@ def check_description(asked: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     if wrong := wrong_types(kind, asked):
         raise ArtefactError(f"config.json does not describe a model ({'; '.join(wrong)})")
     found = {**sizes(tensors), **_head_widths(tensors, asked)}
-    named = {
-        "n_layer",
-        "n_embd",
-        "vocab_size",
-        "n_hidden",
-        "d_k",
-        "conv",
-        "n",
-        "shortest",
-        "recent",
-    }
+    named = {"n_layer", "n_embd", "vocab_size", "n_hidden", "d_k", "conv", *HYBRID_SIZES}
     if asked.get("positions") == "learned":
         named.add("block_size")
     sized = {name: size for name, size in asked.items() if name in named and size}  # 0: derived
@@ -229,8 +219,9 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
         experts, strength = trust.size(0) if trust.ndim else 0, tensors.get("log_strength")
         contexts = 0 if strength is None else strength.numel()
         found["recent"] = contexts + 1 if contexts else 0
+        lengths = experts - (contexts > 0)
         found["n"] = hint.size(1) - experts * found["vocab_size"] - contexts
-        found["shortest"] = found["n"] - experts + 1 + (strength is not None)
+        found["shortest"] = found["n"] - lengths + 1
     return found
 
 

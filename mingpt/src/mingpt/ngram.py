@@ -250,15 +250,18 @@ def recent_counts(idx: Tensor, longest: int, vocab_size: int, last: int) -> Tens
     """
     B, S = idx.shape
     unread = S - last
-    # Pairs of a place and an earlier one of the same character; fewer as contexts grow.
-    equal = idx[:, unread:, None] == idx[:, None, :]  # (B, last, S)
+    # Pairs of a place and an earlier one after the same two characters; fewer as contexts grow.
+    two = idx.roll(1, 1) * vocab_size + idx
+    two[:, 0] = -1  # nothing stands before it
+    equal = two[:, unread:, None] == two[:, None, :]  # (B, last, S)
     row, place, earlier = equal.tril(unread - 1).nonzero(as_tuple=True)
     found = []
     for back in range(1, longest):
-        long = earlier >= back
-        row, place, earlier = row[long], place[long], earlier[long]
-        same = idx[row, unread + place - back] == idx[row, earlier - back]
-        row, place, earlier = row[same], place[same], earlier[same]
+        if back > 1:
+            long = earlier >= back
+            row, place, earlier = row[long], place[long], earlier[long]
+            same = idx[row, unread + place - back] == idx[row, earlier - back]
+            row, place, earlier = row[same], place[same], earlier[same]
         cell = (row * last + place) * vocab_size + idx[row, earlier + 1]
         counts = torch.bincount(cell, minlength=B * last * vocab_size)
         found.append(counts.view(B, last, vocab_size))

@@ -91,12 +91,12 @@ RECIPES: dict[str, Recipe] = {
     "default-20min": Recipe(
         GPTConfig(**MODERN, **LONG),
         TrainerConfig(max_steps=8000, eval_every=2000, **MUON),
-        "five times as long, with dropout",
+        "default-5min with dropout, and two and a half times its updates",
     ),
     "hybrid-20min": Recipe(
         HybridConfig(**HYBRID, **LONG),
         TrainerConfig(max_steps=6000, eval_every=1500, **HYBRID_MUON),
-        "more than three times as long, with dropout",
+        "hybrid-5min with dropout, and more than three times its updates",
     ),
     "nanogpt": Recipe(
         GPTConfig(block_size=64, n_head=4, bias=False),

@@ -88,6 +88,8 @@ class Shape:
     """Length of its shortest one that is a hint of its own."""
     folds: int | None = None
     """Pieces of the text, each of which the hybrid trains on with counts of the others."""
+    recent: int | None = None
+    """Longest context that the hybrid counts in the window, too, from 2; 0 counts none there."""
     attention: str | None = None
     """lesson: the equations as layers.py spells them out; fused: torch's kernels, equal, faster."""
 
@@ -105,7 +107,7 @@ class TrainConfig:
     shakespeare if not given, or python-docs where that can't be had. Its first 90% are trained on,
     the rest is for validation."""
     preset: str = DEFAULT_PRESET
-    """What to train and, with it, how: default, hybrid, default-5min, hybrid-5min,
+    """What to train and, with it, how: default, default-5min, default-20min, hybrid, hybrid-5min,
     hybrid-20min or nanogpt. The flags below change parts of it; defaults shown are those of this
     preset. Its shape, whose flags show none, is printed at the start."""
     shape: Shape = Shape()

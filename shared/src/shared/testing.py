@@ -54,26 +54,27 @@ def weights_digest(run: Path) -> str:
     return sha256_of(open_checkpoint(run).file("model.safetensors"))
 
 
+def refused(ended: Ended, code: int, said: str) -> None:
+    """Fail unless a command ended with a code and one line of error, which has `said` in it."""
+    assert (ended.code, ended.error.count("\n")) == (code, 1), ended
+    assert said in ended.said, ended
+
+
 def check_strangers_are_refused(run: Callable[[Path], Ended], folder: Path, trainer: str) -> None:
     """Have a command refuse folders that are no run of `trainer`: one line, and exit 2 or 4.
 
     `run` calls it on a folder: none at all, one without a checkpoint, another package's, a damaged
     one. `folder` is empty.
     """
-    told = ((folder / "nowhere", 2, "no such folder"), (folder, 2, "holds no checkpoint yet"))
-    for where, code, said in told:
-        ended = run(where)
-        assert ended.code == code, ended.error
-        assert said in ended.said
+    refused(run(folder / "nowhere"), 2, "nowhere: no such folder")
+    refused(run(folder), 2, "holds no checkpoint yet")
     pending = Checkpoints(folder / "other" / "checkpoints").begin(1)
     pending.write_tensors("model.safetensors", {"wte.weight": torch.zeros(3, 3)})
     pending.write_json("config.json", {"model": {"vocab_size": 3}, "corpus": {}})
     checkpoint = Checkpoints(folder / "other" / "checkpoints").commit(pending)
-    for said in (f"not a run of {trainer}", "model.safetensors"):
-        ended = run(folder / "other")
-        assert (ended.code, ended.error.count("\n")) == (4, 1), ended.error
-        assert said in ended.said
-        (checkpoint.path / "model.safetensors").write_bytes(b"")
+    refused(run(folder / "other"), 4, f"not a run of {trainer}")
+    (checkpoint.path / "model.safetensors").write_bytes(b"")
+    refused(run(folder / "other"), 4, "model.safetensors")
 
 
 def check_interrupt_loses_nothing(
@@ -89,8 +90,9 @@ def check_interrupt_loses_nothing(
     ended = run_and_kill(argv, at=f"step:{step}", signum=signal.SIGINT)
     assert ended.returncode == 130, ended.stderr
     assert f"stopped after step {step + 1}, saved; continue with --resume" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert not (folder / "run" / "result.json").exists()
-    assert run("--resume", *out).code == 0
-    assert run(*words, "--out", folder / "straight").code == 0
-    assert weights_digest(folder / "run") == weights_digest(folder / "straight")
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert not (folder / "run" / "result.json").exists(), "it was not interrupted, but ended"
+    assert run("--resume", *out).code == 0, "it does not go on"
+    assert run(*words, "--out", folder / "straight").code == 0, "it cannot run straight through"
+    ends = [weights_digest(folder / name) for name in ("run", "straight")]
+    assert ends[0] == ends[1], "the weights differ"

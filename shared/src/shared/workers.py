@@ -62,7 +62,7 @@ class Task(Protocol):
 class RunTask(ABC):
     """A command that fills a run folder of its own; what every `Task` of that kind has in common.
 
-    A final class adds `name`, `cost`, `progress` and `outcome`.
+    A final class adds the field `folder`, and `words`, `name`, `cost`, `progress` and `outcome`.
     """
 
     folder: Path
@@ -99,7 +99,7 @@ class SweepConfig:
     workers: int = 0
     """Processes at a time, each on one thread; 0 takes the usable cores."""
     out: Path | None = None
-    """Run folder; runs/<name of the command>/<start time> if not given."""
+    """Run folder; runs/<package>-<command>/<start time> if not given."""
     resume: bool = False
     """Continue in --out, or what was started last; finished runs are kept."""
 
