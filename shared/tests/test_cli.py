@@ -281,6 +281,18 @@ def test_verbs_are_listed_and_suggested(capsys: pytest.CaptureFixture[str]) -> N
     assert "And more" not in shown
 
 
+def test_a_flag_is_read_before_the_line_is_parsed() -> None:
+    """Its last value, in both spellings, or the default; None where the value is missing."""
+    for words, value in (
+        (["--seed", "1", "--preset", "large"], "large"),
+        (["--preset=a", "--preset", "b"], "b"),
+        (["--presets", "large"], "small"),
+        ([], "small"),
+        (["--preset"], None),
+    ):
+        assert cli.given("--preset", words, "small") == value
+
+
 def test_suggest_lists_few_choices_when_none_is_near() -> None:
     """A near choice is proposed, a few others are listed, many are not."""
     assert cli.suggest("nmaes", ["names", "words"]) == "; did you mean names?"

@@ -60,6 +60,18 @@ def test_the_picture_is_a_png_that_fits_a_readme(tmp_path: Path) -> None:
     assert len(data) > 10_000
 
 
+def test_a_run_folder_gets_its_picture(tmp_path: Path) -> None:
+    """Of its own losses; none where there are none."""
+    a_run(tmp_path).rename(tmp_path / "metrics.jsonl")
+    assert plots.plot_run(tmp_path, "a run", "bits")
+    plots.plot_loss(tmp_path / "metrics.jsonl", tmp_path / "own.png", title="a run", unit="bits")
+    assert (tmp_path / "loss.png").read_bytes() == (tmp_path / "own.png").read_bytes()
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "loss.png").unlink()
+    assert not plots.plot_run(tmp_path, "a run", "bits")
+    assert not (tmp_path / "loss.png").exists()
+
+
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     """A picture changes in version control only when the run did."""
     run = a_run(tmp_path)

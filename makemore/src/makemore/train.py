@@ -4,8 +4,6 @@ The run folder ends up with the model (`checkpoints/`), `metrics.jsonl`, `loss.p
 and `result.json`. Which models there are, and how each is trained, is in `recipes.py`.
 """
 
-import argparse
-import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +37,7 @@ from shared.datasets import Dataset
 from shared.errors import ArtefactError, DataError
 from shared.metrics import JsonLines
 from shared.parallel import World
-from shared.plots import plot_loss
+from shared.plots import plot_run
 from shared.runs import Run, saved_config, shown_data
 from shared.trainer import Trainer
 
@@ -382,7 +380,7 @@ def report(
     )
     console.print(losses_table(parts))
     show_samples(console, config, corpus, model, run)
-    if draw(config, run):
+    if plot_run(run.folder, f"makemore: {config.model}", "nats per character"):
         print(f"plot: {run.folder / 'loss.png'}")
     print(f"next: python -m makemore.generate --run {run.folder} --prefix mar")
 
@@ -407,16 +405,6 @@ def show_samples(
         console.print(f"\n{told_shares(samples)}", highlight=False)
 
 
-def draw(config: TrainConfig, run: Run) -> bool:
-    """Draw the losses again, with the unit that they have here; False where there are none."""
-    with contextlib.suppress(DataError):
-        name = f"makemore: {config.model}"
-        unit = "nats per character"
-        plot_loss(run.folder / "metrics.jsonl", run.folder / "loss.png", title=name, unit=unit)
-        return True
-    return False
-
-
 def defaults(words: Sequence[str]) -> TrainConfig | None:
     """Return what holds where the command line is silent.
 
@@ -425,12 +413,12 @@ def defaults(words: Sequence[str]) -> TrainConfig | None:
     saved = saved_config(PACKAGE, words)
     if saved is not None:
         return _restored(saved)
-    asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    asked.add_argument("--model", default=DEFAULT_MODEL)
-    with contextlib.suppress(argparse.ArgumentError):  # a bad line is the real parser's to explain
-        name = asked.parse_known_args(list(words))[0].model
-        return TrainConfig(model=name, trainer=recipes.find(name).trainer or NOT_TRAINED)
-    return None
+    name = cli.given("--model", words, DEFAULT_MODEL)
+    return (
+        None
+        if name is None
+        else TrainConfig(model=name, trainer=recipes.find(name).trainer or NOT_TRAINED)
+    )
 
 
 def _restored(saved: dict[str, Any]) -> TrainConfig:

@@ -4,7 +4,6 @@ The run folder ends up with the model (`checkpoints/`), `metrics.jsonl`, `loss.p
 and `result.json`. Which models there are, and how each is trained, is in `recipes.py`.
 """
 
-import argparse
 import contextlib
 import shlex
 from collections.abc import Sequence
@@ -25,9 +24,9 @@ from mingpt.model import LanguageModel, count_parameters
 from shared import cli, files, parallel
 from shared.checkpoint import CONFIG, open_checkpoint
 from shared.config import TrainerConfig
-from shared.errors import ArtefactError, DataError, UsageError
+from shared.errors import ArtefactError, UsageError
 from shared.parallel import World
-from shared.plots import plot_loss
+from shared.plots import plot_run
 from shared.profiling import cpu_seconds
 from shared.runs import Run, saved_config, shown_data
 from shared.trainer import Trainer
@@ -306,20 +305,10 @@ def report(
     )
     if best < val:
         print(f"the best weights, which were kept, had {best:.4f}: more steps than the text bears")
-    if draw(config, run):
+    if plot_run(run.folder, f"mingpt: {config.preset}", "nats per character"):
         print(f"plot: {run.folder / 'loss.png'}")
     flags = ["--run", str(run.folder), *(["--prompt", prompt] if prompt else [])]
     print(f"next: python -m mingpt.generate {shlex.join(flags)}")
-
-
-def draw(config: TrainConfig, run: Run) -> bool:
-    """Draw the losses again, with the unit that they have here; False where there are none."""
-    with contextlib.suppress(DataError):
-        name = f"mingpt: {config.preset}"
-        unit = "nats per character"
-        plot_loss(run.folder / "metrics.jsonl", run.folder / "loss.png", title=name, unit=unit)
-        return True
-    return False
 
 
 def defaults(words: Sequence[str]) -> TrainConfig | None:
@@ -330,12 +319,8 @@ def defaults(words: Sequence[str]) -> TrainConfig | None:
     saved = saved_config(PACKAGE, words)
     if saved is not None:
         return _restored(saved)
-    asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    asked.add_argument("--preset", default=DEFAULT_PRESET)
-    with contextlib.suppress(argparse.ArgumentError):  # a bad line is the real parser's to explain
-        name = asked.parse_known_args(list(words))[0].preset
-        return TrainConfig(preset=name, trainer=recipes.find(name).trainer)
-    return None
+    name = cli.given("--preset", words, DEFAULT_PRESET)
+    return None if name is None else TrainConfig(preset=name, trainer=recipes.find(name).trainer)
 
 
 def _restored(saved: dict[str, Any]) -> TrainConfig:

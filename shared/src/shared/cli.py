@@ -23,6 +23,7 @@ A user's mistake is one line on stderr and an exit code; `--debug`, anywhere, ad
 | 141  | the reader of our output has gone (`| head`), said silently |
 """
 
+import argparse
 import contextlib
 import difflib
 import errno
@@ -144,6 +145,23 @@ def one_line(message: str) -> str:
     r"""Fold a message into one printable line: `"a\n  b\x1b"` -> `"a b\\x1b"`."""
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def given(flag: str, words: Sequence[str], default: str) -> str | None:
+    """Return what a command line has for `flag` (with its dashes), before it is parsed as a whole.
+
+    For defaults that depend on another flag. None where the flag lacks its value, which parsing
+    will explain.
+
+    >>> given("--preset", ["--preset", "large", "--seed", "1"], "small")
+    'large'
+    """
+    asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    asked.add_argument(flag, default=default, dest="value")
+    with contextlib.suppress(argparse.ArgumentError):
+        value: str = asked.parse_known_args(list(words))[0].value
+        return value
+    return None
 
 
 def suggest(word: str, choices: Collection[str]) -> str:

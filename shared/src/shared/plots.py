@@ -4,6 +4,7 @@ Drawn without pyplot, whose global state would leak between runs; matplotlib is 
 first picture, as that takes half a second.
 """
 
+import contextlib
 import io
 import itertools
 import math
@@ -76,6 +77,14 @@ def plot_loss(
         _count_steps(rate_axes or loss_axes)
         headline(loss_axes, title, subtitle)
         save_figure(figure, out)
+
+
+def plot_run(folder: Path, title: str, unit: str) -> bool:
+    """Draw loss.png of a run folder from its metrics.jsonl; False where there are no losses."""
+    with contextlib.suppress(DataError):
+        plot_loss(folder / "metrics.jsonl", folder / "loss.png", title=title, unit=unit)
+        return True
+    return False
 
 
 def bar_chart(
