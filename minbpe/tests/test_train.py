@@ -296,7 +296,7 @@ def test_an_interrupt_ends_the_workers_and_writes_nothing(tmp_path: Path) -> Non
     program = "import sys; from minbpe.train import main; sys.exit(main())"
     slow = ["--pattern", r"x{1,9}", "--time-limit", "100", "--workers", "2", "--out", "t"]
     running = subprocess.Popen(
-        [sys.executable, "-c", program, *["corpus.txt"] * 999, *slow],
+        [sys.executable, "-X", "faulthandler", "-c", program, *["corpus.txt"] * 999, *slow],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -311,7 +311,11 @@ def test_an_interrupt_ends_the_workers_and_writes_nothing(tmp_path: Path) -> Non
         time.sleep(0.02)
     time.sleep(0.3)
     os.killpg(running.pid, signal.SIGINT)
-    out, err = running.communicate()
+    try:
+        out, err = running.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        running.send_signal(signal.SIGABRT)  # faulthandler then shows where it hangs
+        pytest.fail(f"the interrupt did not end it:\n{running.communicate()[1]}")
     assert (running.returncode, out) == (130, "")
     assert err == "minbpe.train: interrupted, nothing was written\n"
     assert not (tmp_path / "t.model").exists()
