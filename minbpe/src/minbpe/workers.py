@@ -86,6 +86,9 @@ class Workers(Generic[Item, Result]):
         assert self._pool is not None
         for process in list((self._pool._processes or {}).values()):
             process.kill()
+        # Before Python 3.11.5 `shutdown` waits for ever for items that nobody reads any more
+        # (CPython issue 94777).
+        self._pool._call_queue._reader.close()  # type: ignore[attr-defined]
 
     def map(self, items: Iterable[Item]) -> Iterator[Result]:
         """Yield `function(item)` for each item, in order; a few items are taken ahead.
