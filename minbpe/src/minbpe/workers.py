@@ -6,6 +6,7 @@
 The outcome is that of `map(function, items)`, for any number of workers.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -86,9 +87,11 @@ class Workers(Generic[Item, Result]):
         assert self._pool is not None
         for process in list((self._pool._processes or {}).values()):
             process.kill()
-        # Before Python 3.11.5 `shutdown` waits for ever for items that nobody reads any more
-        # (CPython issue 94777).
-        self._pool._call_queue._reader.close()  # type: ignore[attr-defined]
+        # Before Python 3.11.5 `shutdown` waits for ever for items that nobody reads any more; since
+        # then the pool closes this itself (CPython issue 94777).
+        if sys.version_info < (3, 11, 5):
+            with contextlib.suppress(OSError):
+                self._pool._call_queue._reader.close()  # type: ignore[attr-defined]
 
     def map(self, items: Iterable[Item]) -> Iterator[Result]:
         """Yield `function(item)` for each item, in order; a few items are taken ahead.
