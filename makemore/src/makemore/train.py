@@ -414,11 +414,9 @@ def defaults(words: Sequence[str]) -> TrainConfig | None:
     if saved is not None:
         return _restored(saved)
     name = cli.given("--model", words, DEFAULT_MODEL)
-    return (
-        None
-        if name is None
-        else TrainConfig(model=name, trainer=recipes.find(name).trainer or NOT_TRAINED)
-    )
+    if name is None:
+        return None
+    return TrainConfig(model=name, trainer=recipes.find(name).trainer or NOT_TRAINED)
 
 
 def _restored(saved: dict[str, Any]) -> TrainConfig:
